@@ -1,0 +1,1 @@
+"""The deploy formats, one file each. ``registry`` finds them by id."""

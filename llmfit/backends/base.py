@@ -1,0 +1,189 @@
+"""What a deploy format is to the rest of llmfit.
+
+    Plan ─► Backend.check  ─► None, or why it cannot run here
+         └► Backend.load   ─► LoadedModel ─► decoder()  (timed by measure, read by generate)
+                                          └► score()    (HellaSwag and perplexity through lm-eval)
+
+A backend is one file with one subclass of ``Backend`` and one line in ``registry``. Heavy
+imports happen inside ``load``.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+from llmfit.errors import BackendUnavailable
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from llmfit.decode.base import Decoder, Window, WindowScore
+    from llmfit.records import Kernel, Plan
+
+Progress = Callable[[str, int, int], None]
+"""Called as ``progress(stage, done, total)``; ``total`` is 0 where it is not known."""
+
+
+def no_progress(stage: str, done: int, total: int) -> None:
+    """A ``Progress`` that shows nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Package:
+    """A package that a backend needs: the module to import and the name on the index."""
+
+    module: str
+    distribution: str
+
+    def installed(self) -> str | None:
+        """The installed version, or None; imports nothing."""
+        if find_spec(self.module) is None:
+            return None
+        try:
+            return version(self.distribution)
+        except PackageNotFoundError:
+            return "unknown"
+
+
+TORCH = (Package("torch", "torch"), Package("transformers", "transformers"))
+
+
+class Tokenizer(ABC):
+    """Text to token ids and back; the same for every row of a comparison."""
+
+    bos_id: int | None
+    eos_id: int | None
+
+    @abstractmethod
+    def encode(self, text: str, *, special: bool = True) -> list[int]:
+        """Token ids of ``text``; with ``special`` the model's own BOS (and no EOS) is added."""
+
+    @abstractmethod
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of token ids, special tokens left out."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadInfo:
+    """What loading turned out to be; copied into the row's record."""
+
+    kernel: Kernel
+    dtype: str
+    weights_bytes: int | None = None
+    quantized_share: float | None = None
+    notes: tuple[str, ...] = ()
+    artifact: str | None = None
+    quantize_s: float | None = None
+
+
+class LoadedModel(ABC):
+    """A model in memory, in one deploy format. Lives in one process; close it after use."""
+
+    info: LoadInfo
+    tokenizer: Tokenizer
+    vocab_size: int
+    context_length: int
+    """Tokens that the model can attend to."""
+
+    @abstractmethod
+    def decoder(self, *, batch: int, capacity: int) -> Decoder:
+        """A decoder for ``batch`` sequences of up to ``capacity`` tokens each.
+
+        Raises UsageError when ``capacity`` exceeds ``context_length``.
+        """
+
+    @abstractmethod
+    def score(self, windows: Sequence[Window], *, batch_tokens: int) -> Iterator[WindowScore]:
+        """Score each window, in order; at most ``batch_tokens`` tokens in flight at once.
+
+        Raises EvaluationError for a window longer than ``context_length``.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free the memory."""
+
+    def __enter__(self) -> LoadedModel:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """Outcome of ``Backend.check``: None reasons mean that the row can run."""
+
+    unavailable: str | None = None
+    """A package or device is missing; says the ``pip install`` line."""
+    skipped: str | None = None
+    """The row has no meaning for this model, e.g. it is already quantised in another format."""
+
+
+class Backend(ABC):
+    """One deploy format."""
+
+    id: str
+    """Lower-case id used on the command line and in JSON."""
+    label: str
+    """The row's name in tables."""
+    packages: tuple[Package, ...] = TORCH
+    extra: str | None = None
+    """llmfit's own extra that installs ``packages``: ``pip install 'llmfit[extra]'``."""
+    loads_quantized: frozenset[str] = frozenset()
+    """``quant_method`` values of already quantised checkpoints that this backend loads."""
+    devices: frozenset[str] = frozenset({"cpu", "cuda"})
+    takes_checkpoint: bool = False
+    """True where ``--checkpoint ID=PATH`` gives a ready artifact."""
+    variants: frozenset[str] = frozenset()
+    """Other types, picked as ``id:variant``."""
+
+    def describe(self, variant: str | None) -> str:
+        """The row's name for people, with the variant where there is one."""
+        return self.label if variant is None else f"{self.label} {variant}"
+
+    def install_hint(self) -> str:
+        """The exact ``pip install`` line for what is missing."""
+        return f"pip install 'llmfit[{self.extra}]'" if self.extra else "pip install llmfit"
+
+    def missing(self) -> tuple[Package, ...]:
+        """The packages that are not installed."""
+        return tuple(package for package in self.packages if package.installed() is None)
+
+    def check(self, plan: Plan) -> Check:
+        """Can this backend make a row of ``plan`` here? Imports nothing heavy."""
+        missing = self.missing()
+        if missing:
+            names = ", ".join(package.distribution for package in missing)
+            return Check(unavailable=f"{names} not installed: {self.install_hint()}")
+        method = plan.model.quantization
+        if method is not None and method not in self.loads_quantized:
+            return Check(
+                skipped=f"{plan.model.name} is already quantised ({method}); "
+                f"{self.id} needs the unquantised model"
+            )
+        return Check()
+
+    def require(self, plan: Plan) -> None:
+        """Raise BackendUnavailable where ``check`` says that the row cannot run."""
+        outcome = self.check(plan)
+        reason = outcome.unavailable or outcome.skipped
+        if reason is not None:
+            raise BackendUnavailable(f"{self.id}: {reason}.", hint="llmfit backends")
+
+    @abstractmethod
+    def load(self, plan: Plan, progress: Progress = no_progress) -> LoadedModel:
+        """Load ``plan.model`` in this format, quantising it first where that is needed.
+
+        Raises ModelLoadError, QuantizationError or ModelNotFound.
+        """

@@ -1,0 +1,1 @@
+"""The KV-cached decoder: preallocated cache, prefill, step, samplers."""

@@ -1,0 +1,1 @@
+"""Scores quality: lm-eval adapters and tasks."""

@@ -1,0 +1,1 @@
+"""Predictions and policy from plain facts: no torch, no files."""

@@ -1,0 +1,1 @@
+"""Makes what a backend loads: quantised artifacts, cached."""

@@ -1,0 +1,378 @@
+"""The frozen records that flow through llmfit, and their JSON.
+
+``ModelSpec`` → ``Plan`` → (worker process) → ``RunRecord`` → ``Comparison``. Units are in the
+names: bytes, seconds, tokens per second. None means "not known"; it is never written as 0.
+Field names are the JSON's keys, so there is no second mapping to keep in step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import msgspec
+
+from llmfit.errors import StoreError
+
+SCHEMA_VERSION = 1
+
+Status = Literal["ok", "failed", "unavailable", "does_not_fit", "skipped"]
+Device = Literal["cpu", "cuda"]
+Source = Literal["embedded", "local", "hub"]
+
+
+# ---------------------------------------------------------------- what is asked
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSpec:
+    """Facts about a model that its config and file headers tell; no tensor is read for them."""
+
+    name: str
+    """What the user typed, or the folder's name."""
+    path: str
+    """Folder on disk, or the hub id when ``source`` is "hub" and nothing is downloaded yet."""
+    source: Source
+    architecture: str
+    """The class name in config.json's ``architectures``, e.g. ``LlamaForCausalLM``."""
+    model_type: str
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    vocab_size: int
+    max_position_embeddings: int
+    tie_word_embeddings: bool
+    parameters: int | None = None
+    dtype: str | None = None
+    """Storage type of the checkpoint, e.g. ``bfloat16``."""
+    quantization: str | None = None
+    """``quant_method`` of the checkpoint's ``quantization_config``: gptq, awq, bitsandbytes_4bit …"""
+    attention_bias: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """What is timed: ``batch`` prompts of ``prompt_tokens``, each continued by ``new_tokens``."""
+
+    prompt_tokens: int = 512
+    new_tokens: int = 128
+    batch: int = 1
+    repeats: int = 5
+    warmup: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationSettings:
+    """What is scored. A file of None means the embedded set (embedded model) or lm-eval's own task."""
+
+    hellaswag_file: str | None = None
+    text_file: str | None = None
+    limit: int | None = None
+    """Number of HellaSwag items and of text documents to score, each; None scores all."""
+    ppl_window: int = 2048
+    """Tokens per perplexity window; the model's own limit where that is smaller."""
+    batch_tokens: int = 4096
+    """Upper bound of tokens in one scoring batch, padding included."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryPrediction:
+    """Predicted peak memory in bytes, by part, in the memory of the row's device."""
+
+    weights_bytes: int
+    kv_cache_bytes: int
+    activation_bytes: int
+    runtime_bytes: int
+    total_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Everything a worker process needs to make one row, and nothing else."""
+
+    backend: str
+    """Id as given: ``nf4``, or ``gguf:q3_k_m`` with a variant."""
+    model: ModelSpec
+    device: Device
+    workload: Workload = field(default_factory=Workload)
+    evaluation: EvaluationSettings | None = field(default_factory=EvaluationSettings)
+    """None: quality is not scored (``--no-eval``)."""
+    checkpoint: str | None = None
+    """A ready artifact for this backend (folder, .gguf file or hub id) instead of quantising here."""
+    calibration_file: str | None = None
+    """Text for GPTQ and AWQ calibration; None uses the embedded text."""
+    predicted: MemoryPrediction | None = None
+    budget_bytes: int | None = None
+    """Hard limit of GPU memory (``--gpu-gb`` × 10⁹); None for all of it."""
+    threads: int | None = None
+    """CPU threads; None for one per physical core."""
+    seed: int = 0
+    cache_dir: str | None = None
+    """Where artifacts are kept; None for the user's cache folder."""
+
+
+# ---------------------------------------------------------------- what is measured
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampled:
+    """A measured quantity: the raw samples, their median, and a 95 % interval of the median."""
+
+    median: float
+    low: float
+    high: float
+    samples: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kernel:
+    """What really ran: class of the linear layers, and the attention kernel's name."""
+
+    linear: str
+    attention: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """Predicted and measured memory of one row, in bytes."""
+
+    device: Device
+    """The memory that ``predicted_bytes`` and ``peak_bytes`` are of: the GPU's, or the host's."""
+    predicted_bytes: int | None = None
+    predicted: MemoryPrediction | None = None
+    peak_bytes: int | None = None
+    """GPU: peak allocated. CPU: peak resident set less the idle worker's."""
+    error_pct: float | None = None
+    """100 × (predicted − peak) ÷ peak."""
+    peak_ram_bytes: int | None = None
+    """Peak resident set of the worker less that of the idle worker, on every device."""
+    idle_ram_bytes: int | None = None
+    """Resident set of the worker after its imports and before the model."""
+    allocated_bytes: int | None = None
+    """GPU: allocated right after loading."""
+    reserved_bytes: int | None = None
+    """GPU: peak reserved by the allocator."""
+    driver_peak_bytes: int | None = None
+    """GPU: what the driver gave to this process, where it tells."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Latency:
+    """Distribution of decode-step latency in seconds, over all steps of all repeats."""
+
+    mean_s: float
+    p50_s: float
+    p95_s: float
+    p99_s: float
+    samples_s: tuple[tuple[float, ...], ...]
+    """Raw step times, one tuple per repeat."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decode:
+    """Decode rate: batch × (new_tokens − 1) ÷ seconds after the first token; and its steps."""
+
+    tokens_per_s: Sampled
+    step: Latency
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prefill:
+    """Prefill rate: batch × prompt_tokens ÷ seconds to the first token."""
+
+    tokens_per_s: Sampled
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """Timing of one loaded model under one workload."""
+
+    decode: Decode
+    prefill: Prefill
+    ttft_s: Sampled
+    warmup_s: tuple[float, ...]
+    """Wall time of each warm-up run; the first includes compilation."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Roofline:
+    """The bandwidth limit of decode at this workload and the share of it reached."""
+
+    limit_tokens_per_s: float | None = None
+    fraction: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Energy:
+    """Energy of decode."""
+
+    joules_per_token: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HellaSwag:
+    """HellaSwag by lm-eval: accuracies in 0…1, standard error of acc_norm, number of items."""
+
+    acc: float
+    acc_norm: float
+    stderr: float
+    n: int
+    acc_stderr: float | None = None
+    correct: tuple[bool, ...] = ()
+    """Per item, in the file's order: was the acc_norm choice right? For paired comparisons."""
+    task: str = "hellaswag"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Perplexity:
+    """Perplexity of a text: per token over windows, per word and bits per byte by lm-eval."""
+
+    token: float
+    protocol: str
+    """Window, stride and BOS convention of ``token``."""
+    n_tokens: int
+    word: float | None = None
+    bits_per_byte: float | None = None
+    n_documents: int | None = None
+    task: str = "text"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """Quality of one loaded model."""
+
+    hellaswag: HellaSwag | None = None
+    perplexity: Perplexity | None = None
+    seconds: float | None = None
+    lm_eval_version: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRecord:
+    """One row: what was asked, what happened, what was measured."""
+
+    schema_version: int = SCHEMA_VERSION
+    backend: str
+    label: str
+    """The row's name for people, e.g. ``GGUF Q4_K_M (CPU)``."""
+    status: Status
+    reason: str | None = None
+    """Why the row is not ok, with the next command; None for an ok row."""
+    notes: tuple[str, ...] = ()
+    """What was done instead of what was asked, and other facts a reader needs."""
+    device: Device | None = None
+    kernel: Kernel | None = None
+    dtype: str | None = None
+    quantized_share: float | None = None
+    """Share of all parameters held in the quantised format, 0…1."""
+    weights_bytes: int | None = None
+    """Bytes of all parameters and quantisation constants as loaded."""
+    artifact: str | None = None
+    """Path of the checkpoint that was loaded, where it is not the model itself."""
+    memory: Memory | None = None
+    decode: Decode | None = None
+    prefill: Prefill | None = None
+    ttft_s: Sampled | None = None
+    load_s: float | None = None
+    quantize_s: float | None = None
+    """Seconds to make the artifact in this run; None when it was ready."""
+    compile_s: float | None = None
+    warmup_s: tuple[float, ...] = ()
+    roofline: Roofline = field(default_factory=Roofline)
+    energy: Energy = field(default_factory=Energy)
+    hellaswag: HellaSwag | None = None
+    perplexity: Perplexity | None = None
+    kl_divergence: float | None = None
+    top1_agreement: float | None = None
+    evaluate_s: float | None = None
+    total_s: float | None = None
+    started_at: str | None = None
+    """UTC, ISO 8601."""
+    plan: Plan | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Environment:
+    """Machine and versions of a run."""
+
+    platform: str
+    python: str
+    cpu: str
+    cpu_cores: int
+    ram_bytes: int | None
+    gpu: str | None = None
+    gpu_memory_bytes: int | None = None
+    cuda: str | None = None
+    packages: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rejection:
+    """Why a row was not picked."""
+
+    backend: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """The pick, or None where no row can be recommended, with the reasons."""
+
+    backend: str | None
+    reasons: tuple[str, ...]
+    rejected: tuple[Rejection, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """All rows of one model on one machine, with the verdict."""
+
+    schema_version: int = SCHEMA_VERSION
+    run_id: str
+    model: ModelSpec
+    workload: Workload
+    budget_bytes: int | None
+    rows: tuple[RunRecord, ...]
+    verdict: Verdict
+    environment: Environment
+    command: str | None = None
+    """The command line that makes this comparison again."""
+
+
+# ---------------------------------------------------------------- JSON
+
+T = TypeVar("T")
+
+
+def to_json(record: object, *, indent: int = 2) -> str:
+    """Return a record as JSON text, keys in the order of its fields."""
+    return msgspec.json.format(msgspec.json.encode(record), indent=indent).decode()
+
+
+def to_builtins(record: object) -> Any:
+    """Return a record as dicts, lists and scalars."""
+    return msgspec.to_builtins(record)
+
+
+def from_json(kind: type[T], text: str | bytes, *, source: str = "JSON") -> T:
+    """Read a record of type ``kind`` back.
+
+    Raises StoreError naming ``source`` and the offending key when the text does not fit.
+    """
+    try:
+        return msgspec.json.decode(text, type=kind)
+    except msgspec.MsgspecError as exc:
+        raise StoreError(f"{source} is not a {kind.__name__}: {exc}.") from exc
+
+
+def read_record(kind: type[T], path: Path) -> T:
+    """Read a record from a file; raises StoreError when it is missing or does not fit."""
+    try:
+        text = path.read_bytes()
+    except OSError as exc:
+        raise StoreError(f"cannot read {path}: {exc.strerror}.") from exc
+    return from_json(kind, text, source=str(path))

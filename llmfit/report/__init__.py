@@ -1,0 +1,1 @@
+"""Turns a comparison into text for people and machines."""

@@ -1,0 +1,1 @@
+"""Runs each row in a process of its own."""
