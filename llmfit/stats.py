@@ -1,0 +1,119 @@
+"""Medians, percentiles and intervals: pure functions, no randomness."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import NormalDist, median
+
+from llmfit.records import Sampled
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Mean of paired differences a − b, with its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+    @property
+    def tie(self) -> bool:
+        """True when the interval holds 0: the data do not tell the two apart."""
+        return self.low <= 0.0 <= self.high
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """The ``percent``-th percentile (0…100), interpolated linearly between order statistics.
+
+    Raises ValueError for no values or a percentage outside 0…100.
+    Source: Hyndman and Fan (1996), definition 7; numpy's default.
+    """
+    if not values:
+        raise ValueError("a percentile needs at least one value.")
+    if not 0.0 <= percent <= 100.0:
+        raise ValueError(f"a percentile lies in 0…100, not at {percent}.")
+    ordered = sorted(values)
+    position = (len(ordered) - 1) * percent / 100
+    below = math.floor(position)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (ordered[above] - ordered[below]) * (position - below)
+
+
+def sampled(values: Sequence[float]) -> Sampled:
+    """The values with their median and a distribution-free interval of the median.
+
+    The interval runs between two order statistics, the narrowest symmetric pair that covers
+    the true median with at least 95 %, whatever the distribution. Fewer than six values cannot
+    reach 95 %: then it runs from the least to the greatest, which covers 1 − 2^(1−n), that is
+    93.75 % for five values and nothing at all for one. Raises ValueError for no values.
+    Source: David and Nagaraja, Order Statistics (2003), section 7.1.
+    """
+    if not values:
+        raise ValueError("a median needs at least one value.")
+    ordered = sorted(values)
+    rank = _interval_rank(len(ordered))
+    return Sampled(
+        median=float(median(ordered)),
+        low=float(ordered[rank]),
+        high=float(ordered[-1 - rank]),
+        samples=tuple(float(value) for value in values),
+    )
+
+
+def _interval_rank(count: int) -> int:
+    """The largest r for which the r lowest and r highest of ``count`` values may be left out."""
+    tail_allowed = (1 - CONFIDENCE) / 2
+    tail = 0.0
+    for rank in range(count // 2):
+        tail += math.comb(count, rank) / 2**count
+        if tail > tail_allowed:
+            return max(rank - 1, 0)
+    return 0
+
+
+def overlap(a: Sampled, b: Sampled) -> bool:
+    """True when the intervals of two medians share a point: the two are called a tie."""
+    return a.low <= b.high and b.low <= a.high
+
+
+def paired_difference(a: Sequence[bool], b: Sequence[bool]) -> Difference:
+    """Difference of two accuracies over the same items, a − b, with its 95 % interval.
+
+    Only the items on which the two disagree carry information, as in McNemar's test. One
+    pseudo-item of each kind of disagreement is added for the interval (not for the mean), so
+    that identical answers on few items are not taken for proof of equality.
+    Raises ValueError when the lengths differ or there are no items.
+    Source: Bonett and Price (2012), adjusted Wald interval for paired proportions, J. Educ.
+    Behav. Stat. 37(4); recommended in Fagerland, Lydersen and Laake (2014), Stat. Med. 33(16).
+    """
+    if len(a) != len(b) or not a:
+        raise ValueError(f"paired answers are needed, not {len(a)} against {len(b)}.")
+    only_a = sum(1 for x, y in zip(a, b, strict=True) if x and not y)
+    only_b = sum(1 for x, y in zip(a, b, strict=True) if y and not x)
+    padded = len(a) + 2
+    share_a, share_b = (only_a + 1) / padded, (only_b + 1) / padded
+    centre = share_a - share_b
+    half = _z() * math.sqrt((share_a + share_b - centre**2) / padded)
+    return Difference(
+        mean=(only_a - only_b) / len(a),
+        low=max(-1.0, centre - half),
+        high=min(1.0, centre + half),
+    )
+
+
+def unpaired_difference(a: float, a_stderr: float, b: float, b_stderr: float) -> Difference:
+    """Difference a − b of two means known by their standard errors, as if independent.
+
+    For accuracies over the same items this is wider than ``paired_difference``, so it errs
+    towards a tie.
+    """
+    half = _z() * math.hypot(a_stderr, b_stderr)
+    return Difference(mean=a - b, low=a - b - half, high=a - b + half)
+
+
+def _z() -> float:
+    return NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
