@@ -1,0 +1,148 @@
+"""Helpers for tests of code that uses llmfit: records with sensible figures, made in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from llmfit.planning.recommend import recommend
+from llmfit.records import (
+    Comparison,
+    Decode,
+    Device,
+    Environment,
+    HellaSwag,
+    Kernel,
+    Latency,
+    Memory,
+    ModelSpec,
+    Perplexity,
+    Prefill,
+    RunRecord,
+    Workload,
+)
+from llmfit.stats import sampled
+
+GB = 10**9
+
+
+def make_model(**changes: Any) -> ModelSpec:
+    """A ModelSpec with the shape of Llama-3.1-8B; ``changes`` replace its fields."""
+    spec = ModelSpec(
+        name="meta-llama/Llama-3.1-8B",
+        path="meta-llama/Llama-3.1-8B",
+        source="hub",
+        architecture="LlamaForCausalLM",
+        model_type="llama",
+        hidden_size=4096,
+        intermediate_size=14336,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        head_dim=128,
+        vocab_size=128256,
+        max_position_embeddings=131072,
+        tie_word_embeddings=False,
+        parameters=8_030_261_248,
+        dtype="bfloat16",
+    )
+    return replace(spec, **changes)
+
+
+def make_record(
+    backend: str,
+    *,
+    tokens_per_s: float = 40.0,
+    spread: float = 0.01,
+    peak_gb: float = 8.0,
+    device: Device = "cuda",
+    acc_norm: float | None = 0.8,
+    perplexity: float | None = 6.14,
+    n: int = 1000,
+    **changes: Any,
+) -> RunRecord:
+    """An ok row with these figures; ``changes`` replace any field of the record.
+
+    Five decode rates lie evenly within ``tokens_per_s`` × (1 ± ``spread``). The first
+    ``acc_norm`` × ``n`` items are answered correctly, so two rows are paired on the same items.
+    None for ``acc_norm`` or ``perplexity`` leaves that one unmeasured.
+    """
+    rates = [tokens_per_s * (1 + spread * offset) for offset in (-1.0, -0.5, 0.0, 0.5, 1.0)]
+    steps = tuple(tuple([1 / rate] * 4) for rate in rates)
+    peak = int(peak_gb * GB)
+    record = RunRecord(
+        backend=backend,
+        label=backend,
+        status="ok",
+        device=device,
+        kernel=Kernel(linear="Linear", attention="sdpa"),
+        memory=Memory(
+            device=device,
+            predicted_bytes=int(peak * 1.02),
+            peak_bytes=peak,
+            error_pct=2.0,
+            peak_ram_bytes=peak if device == "cpu" else GB,
+        ),
+        decode=Decode(
+            tokens_per_s=sampled(rates),
+            step=Latency(
+                mean_s=1 / tokens_per_s,
+                p50_s=1 / tokens_per_s,
+                p95_s=1 / rates[0],
+                p99_s=1 / rates[0],
+                samples_s=steps,
+            ),
+        ),
+        prefill=Prefill(tokens_per_s=sampled([20 * rate for rate in rates])),
+        ttft_s=sampled([512 / (20 * rate) for rate in rates]),
+        load_s=3.2,
+        total_s=61.0,
+        hellaswag=None if acc_norm is None else _hellaswag(acc_norm, n),
+        perplexity=None if perplexity is None else _perplexity(perplexity),
+    )
+    return replace(record, **changes)
+
+
+def make_comparison(
+    rows: Sequence[RunRecord], *, budget_bytes: int | None = None, **changes: Any
+) -> Comparison:
+    """A Comparison of ``rows`` with the real verdict; ``changes`` replace its fields."""
+    on_gpu = any(row.device == "cuda" for row in rows)
+    comparison = Comparison(
+        run_id="20260102-030405-abcdef",
+        model=make_model(),
+        workload=Workload(),
+        budget_bytes=budget_bytes,
+        rows=tuple(rows),
+        verdict=recommend(rows, budget_bytes=budget_bytes),
+        environment=Environment(
+            platform="Linux-6.1-x86_64",
+            python="3.12.1",
+            cpu="Example CPU",
+            cpu_cores=8,
+            ram_bytes=32 * 2**30,
+            gpu="NVIDIA GeForce RTX 3090" if on_gpu else None,
+            gpu_memory_bytes=24 * 2**30 if on_gpu else None,
+            cuda="13.0" if on_gpu else None,
+            packages={"torch": "2.13.0", "transformers": "5.23.0"},
+        ),
+        command="llmfit compare meta-llama/Llama-3.1-8B",
+    )
+    return replace(comparison, **changes)
+
+
+def _hellaswag(acc_norm: float, n: int) -> HellaSwag:
+    right = round(acc_norm * n)
+    share = right / n
+    return HellaSwag(
+        acc=share,
+        acc_norm=share,
+        stderr=(share * (1 - share) / n) ** 0.5,
+        n=n,
+        correct=tuple(index < right for index in range(n)),
+    )
+
+
+def _perplexity(token: float) -> Perplexity:
+    return Perplexity(token=token, protocol="window 2048, stride 2048, BOS", n_tokens=100_000)
