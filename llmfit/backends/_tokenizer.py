@@ -1,0 +1,41 @@
+"""The model's own tokenizer, for every row of a comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from llmfit.backends.base import Tokenizer
+from llmfit.errors import ModelLoadError
+
+
+class HfTokenizer(Tokenizer):
+    """A transformers tokenizer behind llmfit's three methods."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.hf = tokenizer
+        self.bos_id = tokenizer.bos_token_id
+        self.eos_id = tokenizer.eos_token_id
+
+    def encode(self, text: str, *, special: bool = True) -> list[int]:
+        """See ``Tokenizer.encode``."""
+        ids: list[int] = self.hf.encode(text, add_special_tokens=special)
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """See ``Tokenizer.decode``."""
+        text: str = self.hf.decode(list(ids), skip_special_tokens=True)
+        return text
+
+
+def load_tokenizer(path: str) -> HfTokenizer:
+    """The tokenizer of the model folder ``path``. Raises ModelLoadError where there is none."""
+    from transformers import AutoTokenizer
+
+    try:
+        return HfTokenizer(AutoTokenizer.from_pretrained(path))
+    except (OSError, ValueError, TypeError, KeyError) as exc:
+        raise ModelLoadError(
+            f"{path} has no tokenizer that transformers can load ({type(exc).__name__}: {exc}).",
+            hint="put the model's tokenizer.json or tokenizer.model into that folder",
+        ) from exc

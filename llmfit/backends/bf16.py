@@ -1,0 +1,18 @@
+"""BF16 weights with eager attention: the reference row."""
+
+from __future__ import annotations
+
+from llmfit.backends._hf import load_plain
+from llmfit.backends.base import Backend, LoadedModel, Progress, no_progress
+from llmfit.records import Plan
+
+
+class Bf16(Backend):
+    """Plain bf16, attention as three separate operations with the N×N matrix in memory."""
+
+    id = "bf16"
+    label = "BF16 eager"
+
+    def load(self, plan: Plan, progress: Progress = no_progress) -> LoadedModel:
+        """See ``Backend.load``."""
+        return load_plain(plan, attention="eager")

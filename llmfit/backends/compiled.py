@@ -1,0 +1,33 @@
+"""BF16 weights with SDPA, the decode step compiled over the static cache."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+
+from llmfit.backends._hf import load_plain
+from llmfit.backends.base import Backend, Check, LoadedModel, Progress, no_progress
+from llmfit.records import Plan
+
+_CPU_COMPILERS = ("g++", "clang++", "c++")
+
+
+class Compiled(Backend):
+    """bf16 with SDPA and ``torch.compile`` of the decode step; a CUDA graph on a GPU."""
+
+    id = "compiled"
+    label = "BF16 compiled"
+
+    def check(self, plan: Plan) -> Check:
+        """As the base, and on a CPU a C++ compiler must be there for torch.compile's code."""
+        outcome = super().check(plan)
+        if outcome == Check() and plan.device == "cpu" and not any(map(shutil.which, _CPU_COMPILERS)):
+            install = (
+                "xcode-select --install" if platform.system() == "Darwin" else "apt-get install g++"
+            )
+            return Check(unavailable=f"torch.compile on a CPU needs a C++ compiler: {install}")
+        return outcome
+
+    def load(self, plan: Plan, progress: Progress = no_progress) -> LoadedModel:
+        """See ``Backend.load``."""
+        return load_plain(plan, attention="sdpa", compiled=True)

@@ -1,0 +1,175 @@
+"""Prefill and decode of any transformers causal language model over the static cache.
+
+Prefill runs the whole prompt once and is bound by arithmetic; a decode step reads every weight
+to make one token per sequence and is bound by memory bandwidth. The two are therefore separate
+calls, timed apart. The first new token comes from the prefill's last logits: feeding the last
+prompt token again would put it into the cache twice.
+
+    prompts ─► pad left ─► prefill [B, T] ─► logits [B, V] ─► choose ─► ids [B, 1]
+                                                              ▲            │
+                                              step: forward [B, 1] ◄───────┘
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from llmfit.decode.base import GREEDY, Decoder, Sampling
+from llmfit.decode.cache import StaticKVCache
+from llmfit.decode.sampling import choose
+from llmfit.errors import ModelLoadError, UsageError
+
+_CACHED_LAYER_TYPES = {"full_attention", "sliding_attention"}
+
+
+def check_cacheable(model: nn.Module) -> int:
+    """Number of layers of a model whose whole state is keys and values.
+
+    Raises ModelLoadError for models with recurrent or chunked layers, which this cache cannot
+    hold.
+    """
+    config: Any = model.config.get_text_config()  # type: ignore[union-attr,operator]
+    kinds = set(getattr(config, "layer_types", None) or {"full_attention"})
+    unknown = sorted(kinds - _CACHED_LAYER_TYPES)
+    if unknown or getattr(model, "_is_stateful", False):
+        what = ", ".join(unknown) or "recurrent state"
+        raise ModelLoadError(
+            f"{type(model).__name__} has {what}, which llmfit's static KV cache does not hold.",
+            hint="a model with full or sliding-window attention",
+        )
+    return int(config.num_hidden_layers)
+
+
+class TorchDecoder(Decoder):
+    """Greedy or sampled continuation of a batch with one preallocated cache.
+
+    With ``compiled`` the decode step is a ``torch.compile`` graph over constant shapes (and a
+    CUDA graph on a GPU); prefill stays eager, as its length varies.
+    """
+
+    def __init__(
+        self, model: nn.Module, *, batch: int, capacity: int, pad_id: int = 0, compiled: bool = False
+    ) -> None:
+        self.batch, self.capacity = batch, capacity
+        self.compiled = compiled
+        self._model = model
+        self._device = next(model.parameters()).device
+        self._pad_id = pad_id
+        self._cache: StaticKVCache | None = StaticKVCache(check_cacheable(model), capacity)
+        self._sampling = GREEDY
+        self._generator: torch.Generator | None = None
+        self._ids = torch.zeros((batch, 1), dtype=torch.int64, device=self._device)
+        self._filled = 0
+        # Only for prompts of different length: which cache slots hold a token, and each
+        # sequence's number of padding slots.
+        self._slots: torch.Tensor | None = None
+        self._padding: torch.Tensor | None = None
+        self._forward = _step_logits
+        if compiled:
+            mode = "reduce-overhead" if self._device.type == "cuda" else "default"
+            self._forward = torch.compile(_step_logits, mode=mode, fullgraph=True, dynamic=False)
+
+    @torch.inference_mode()
+    def prefill(self, prompts: Sequence[Sequence[int]], sampling: Sampling = GREEDY) -> None:
+        """See ``Decoder.prefill``."""
+        self.check_prompts(prompts)
+        cache = self._live_cache()
+        cache.clear()
+        self._sampling = sampling
+        if not sampling.greedy:
+            self._generator = torch.Generator(self._device).manual_seed(sampling.seed)
+        ids, mask, positions = self._pad(prompts)
+        output = self._model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        self._filled = ids.shape[1]
+        self._choose(output.logits[:, -1])
+        if self.compiled:
+            cache.fix()
+
+    @torch.inference_mode()
+    def step(self) -> None:
+        """See ``Decoder.step``."""
+        if self._filled >= self.capacity:
+            raise UsageError(f"the KV cache is full: it holds {self.capacity} tokens a sequence.")
+        self._filled += 1
+        mask = self._slots
+        if mask is not None and not self.compiled:
+            mask = mask[:, : self._filled]
+        positions = None
+        if self._padding is not None:
+            positions = self._filled - 1 - self._padding
+        elif self.compiled:
+            positions = torch.full_like(self._ids, self._filled - 1)
+        if self.compiled and self._device.type == "cuda":
+            torch.compiler.cudagraph_mark_step_begin()
+        self._choose(self._forward(self._model, self._ids, mask, positions, self._live_cache()))
+
+    def tokens(self) -> list[int]:
+        """See ``Decoder.tokens``."""
+        chosen: list[int] = self._ids[:, 0].tolist()
+        return chosen
+
+    def close(self) -> None:
+        """Free the cache."""
+        self._cache = None
+
+    def _live_cache(self) -> StaticKVCache:
+        if self._cache is None:
+            raise UsageError("this decoder is closed.")
+        return self._cache
+
+    def _choose(self, logits: torch.Tensor) -> None:
+        self._ids.copy_(choose(logits, self._sampling, self._generator))
+
+    def _pad(
+        self, prompts: Sequence[Sequence[int]]
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """Ids int64[B, T] padded on the left, with mask [B, T] and positions [B, T] where needed.
+
+        Padding goes left so that every sequence's last token is in the last column, and new
+        tokens of all sequences share a cache slot.
+        """
+        longest = max(len(prompt) for prompt in prompts)
+        padding = [longest - len(prompt) for prompt in prompts]
+        rows = [
+            [self._pad_id] * pad + list(prompt)
+            for pad, prompt in zip(padding, prompts, strict=True)
+        ]
+        ids = torch.tensor(rows, dtype=torch.int64, device=self._device)
+        if not any(padding):
+            self._slots = self._padding = None
+            return ids, None, None
+        self._padding = torch.tensor(padding, device=self._device)[:, None]  # [B, 1]
+        columns = torch.arange(self.capacity, device=self._device)[None]
+        self._slots = columns >= self._padding  # [B, capacity]
+        positions = (columns[:, :longest] - self._padding).clamp_min(0)
+        return ids, self._slots[:, :longest], positions
+
+
+def _step_logits(
+    model: nn.Module,
+    ids: torch.Tensor,
+    mask: torch.Tensor | None,
+    positions: torch.Tensor | None,
+    cache: StaticKVCache,
+) -> torch.Tensor:
+    """Logits [B, V] after feeding ids [B, 1]; the function that ``compiled`` compiles."""
+    output = model(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=True,
+    )
+    logits: torch.Tensor = output.logits[:, -1]
+    return logits

@@ -1,0 +1,276 @@
+"""The machine: the only user of torch.cuda, of /proc and of psutil.
+
+Memory is in bytes, time in seconds. On a CPU the resident set stands for memory, on a GPU the
+allocator's own figures do, with what the driver gave to the process beside them.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import platform
+import sys
+import time
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from llmfit.errors import UsageError
+from llmfit.records import Device, Environment
+
+_PACKAGES = (
+    "llmfit", "torch", "transformers", "accelerate", "bitsandbytes", "GPTQModel", "optimum",
+    "llama-cpp-python", "gguf", "lm_eval", "tokenizers", "numpy",
+)  # fmt: skip
+
+
+def cuda_available() -> bool:
+    """True where torch sees a CUDA device. Imports torch."""
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def pick_device(asked: str | None) -> Device:
+    """``cpu`` or ``cuda`` from what was asked; None or ``auto`` takes the GPU where there is one.
+
+    Raises UsageError when CUDA is asked for and absent.
+    """
+    if asked == "cpu":
+        return "cpu"
+    if asked not in (None, "auto", "cuda"):
+        raise UsageError(f"unknown device {asked!r}; known are auto, cpu, cuda.")
+    if cuda_available():
+        return "cuda"
+    if asked == "cuda":
+        raise UsageError("no CUDA device is visible to torch.", hint="--device cpu")
+    return "cpu"
+
+
+def physical_cores() -> int:
+    """Physical cores that this process may use, at least 1."""
+    import psutil
+
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, min(psutil.cpu_count(logical=False) or 1, usable or 1))
+
+
+def set_threads(threads: int | None) -> int:
+    """Let torch use ``threads`` CPU threads (None: one per physical core); returns the number."""
+    import torch
+
+    count = threads or physical_cores()
+    torch.set_num_threads(count)
+    return count
+
+
+def synchronize(device: Device) -> None:
+    """Wait for all work queued on the device."""
+    if device == "cuda":
+        import torch
+
+        torch.cuda.synchronize()
+
+
+class Marks:
+    """Moments between which time is taken: CUDA events on a GPU, the monotonic clock on a CPU.
+
+    ``mark`` costs no synchronisation; ``seconds`` waits for the device once and returns the
+    intervals between successive marks.
+    """
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._marks: list[Any] = []
+
+    def mark(self) -> None:
+        """Note this moment in the device's own order of work."""
+        if self._device == "cuda":
+            import torch
+
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            self._marks.append(event)
+        else:
+            self._marks.append(time.perf_counter())
+
+    def seconds(self) -> tuple[float, ...]:
+        """The intervals between successive marks, in seconds."""
+        synchronize(self._device)
+        pairs = zip(self._marks, self._marks[1:], strict=False)
+        if self._device == "cuda":
+            return tuple(start.elapsed_time(end) / 1000.0 for start, end in pairs)
+        return tuple(end - start for start, end in pairs)
+
+
+def resident_bytes() -> int:
+    """Resident set of this process."""
+    import psutil
+
+    return int(psutil.Process().memory_info().rss)
+
+
+def peak_resident_bytes() -> int | None:
+    """Largest resident set of this process so far; None where the system does not tell."""
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        return _peak_from_rusage()
+    return _peak_from_rusage()
+
+
+def _peak_from_rusage() -> int | None:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak) * (1 if sys.platform == "darwin" else 1024)
+
+
+@dataclass(frozen=True, slots=True)
+class PeakMemory:
+    """Memory of this process since a ``MemoryMeter`` was started, in bytes."""
+
+    idle_ram_bytes: int
+    peak_ram_bytes: int | None
+    allocated_bytes: int | None = None
+    reserved_bytes: int | None = None
+    peak_allocated_bytes: int | None = None
+    driver_peak_bytes: int | None = None
+
+
+class MemoryMeter:
+    """Peak memory from its making on, less what the process held then."""
+
+    def __init__(self, device: Device) -> None:
+        gc.collect()
+        self._device = device
+        self._loaded: int | None = None
+        self._driver_peak: int | None = None
+        self._idle = resident_bytes()
+        try:  # Linux: restart the kernel's own peak at the present value
+            Path("/proc/self/clear_refs").write_text("5")
+            self._exact = True
+        except OSError:
+            self._exact = False
+        if device == "cuda":
+            import torch
+
+            torch.cuda.reset_peak_memory_stats()
+
+    def loaded(self) -> None:
+        """Note what is allocated now that the model is in memory."""
+        if self._device == "cuda":
+            import torch
+
+            self._loaded = torch.cuda.memory_allocated()
+        self.sample()
+
+    def sample(self) -> None:
+        """Ask the driver how much memory is in use; its largest answer is reported."""
+        if self._device == "cuda":
+            used = driver_used_bytes()
+            if used is not None:
+                self._driver_peak = max(used, self._driver_peak or 0)
+
+    def read(self) -> PeakMemory:
+        """The peaks up to now."""
+        self.sample()
+        peak = peak_resident_bytes()
+        # Without a restart the peak may lie before the meter, when it says nothing of the model.
+        known = peak is not None and (self._exact or peak > self._idle)
+        ram = max(0, peak - self._idle) if known and peak is not None else None
+        if self._device == "cpu":
+            return PeakMemory(self._idle, ram)
+        import torch
+
+        return PeakMemory(
+            idle_ram_bytes=self._idle,
+            peak_ram_bytes=ram,
+            allocated_bytes=self._loaded,
+            reserved_bytes=torch.cuda.max_memory_reserved(),
+            peak_allocated_bytes=torch.cuda.max_memory_allocated(),
+            driver_peak_bytes=self._driver_peak,
+        )
+
+
+def driver_used_bytes() -> int | None:
+    """GPU memory that the driver gave to this process; None where it does not tell."""
+    import torch
+
+    try:
+        import pynvml
+    except ImportError:
+        return None
+    try:
+        pynvml.nvmlInit()
+        properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{properties.uuid}".encode())
+        for process in pynvml.nvmlDeviceGetComputeRunningProcesses(handle):
+            if process.pid == os.getpid() and process.usedGpuMemory is not None:
+                return int(process.usedGpuMemory)
+    except pynvml.NVMLError:
+        return None
+    return None
+
+
+def cap_gpu_memory(budget_bytes: int) -> None:
+    """Let torch's allocator use at most ``budget_bytes`` of the GPU in this process."""
+    import torch
+
+    total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(1.0, budget_bytes / total))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """True for torch's GPU error, and for the system's where memory of the host ran out."""
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(error, torch.OutOfMemoryError):
+        return True
+    text = str(error)
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError)
+        and ("can't allocate memory" in text or "not enough memory" in text)
+    )
+
+
+def environment() -> Environment:
+    """This machine and the versions of what the rows ran on."""
+    import psutil
+    import torch
+
+    packages = {}
+    for name in _PACKAGES:
+        try:
+            packages[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    gpu = memory = None
+    if torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+        gpu, memory = properties.name, int(properties.total_memory)
+    return Environment(
+        platform=platform.platform(),
+        python=platform.python_version(),
+        cpu=_cpu_name(),
+        cpu_cores=physical_cores(),
+        ram_bytes=int(psutil.virtual_memory().total),
+        gpu=gpu,
+        gpu_memory_bytes=memory,
+        cuda=torch.version.cuda if gpu else None,
+        packages=packages,
+    )
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass  # not Linux: the platform module's answer below is all there is
+    return platform.processor() or platform.machine()

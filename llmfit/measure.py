@@ -1,0 +1,112 @@
+"""Timing of one loaded model under one workload.
+
+    for warm-up and each repeat:   mark ─ prefill ─ mark ─ step ─ mark ─ step ─ mark …
+                                        └ ttft          └ step latencies
+
+Decode rate is defined once, here: batch × (new_tokens − 1) ÷ seconds after the first token. The
+first token belongs to prefill. Marks are CUDA events on a GPU, so that nothing waits for the
+host between steps; the clock starts and stops on an idle device.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+from llmfit.backends.base import LoadedModel, Progress, no_progress
+from llmfit.decode.base import Decoder
+from llmfit.device import Marks, synchronize
+from llmfit.errors import UsageError
+from llmfit.records import Decode, Device, Latency, Measurement, Prefill, Workload
+from llmfit.stats import percentile, sampled
+
+
+def random_prompts(workload: Workload, vocab_size: int, seed: int) -> list[list[int]]:
+    """``batch`` prompts of uniformly random token ids: speed does not depend on which they are."""
+    rng = random.Random(seed)
+    return [
+        [rng.randrange(vocab_size) for _ in range(workload.prompt_tokens)]
+        for _ in range(workload.batch)
+    ]
+
+
+def check_workload(workload: Workload, context_length: int) -> None:
+    """Raise UsageError where the workload cannot be run or timed on this model."""
+    if workload.new_tokens < 2:
+        raise UsageError(
+            f"{workload.new_tokens} new tokens leave no decode step to time.",
+            hint="--new-tokens 2 or more",
+        )
+    total = workload.prompt_tokens + workload.new_tokens
+    if total > context_length:
+        raise UsageError(
+            f"{workload.prompt_tokens} prompt + {workload.new_tokens} new tokens exceed the "
+            f"model's context of {context_length}.",
+            hint="fewer --prompt-tokens or --new-tokens",
+        )
+
+
+def measure(
+    model: LoadedModel,
+    workload: Workload,
+    *,
+    device: Device,
+    seed: int = 0,
+    progress: Progress = no_progress,
+) -> Measurement:
+    """Time prefill and decode: warm-ups first, then ``workload.repeats`` runs, all raw times kept.
+
+    Raises UsageError where the workload exceeds the model's context.
+    """
+    check_workload(workload, model.context_length)
+    prompts = random_prompts(workload, model.vocab_size, seed)
+    capacity = workload.prompt_tokens + workload.new_tokens
+    decoder = model.decoder(batch=workload.batch, capacity=capacity)
+    runs: list[tuple[float, ...]] = []
+    total = workload.warmup + workload.repeats
+    try:
+        for index in range(total):
+            progress("measure", index, total)
+            runs.append(_run_once(decoder, prompts, workload.new_tokens, device))
+        progress("measure", total, total)
+    finally:
+        decoder.close()
+    return _summarise(runs, workload)
+
+
+def _run_once(
+    decoder: Decoder, prompts: Sequence[Sequence[int]], new_tokens: int, device: Device
+) -> tuple[float, ...]:
+    """Seconds of prefill, then of each of the ``new_tokens`` − 1 decode steps."""
+    synchronize(device)
+    marks = Marks(device)
+    marks.mark()
+    decoder.prefill(prompts)
+    marks.mark()
+    for _ in range(new_tokens - 1):
+        decoder.step()
+        marks.mark()
+    return marks.seconds()
+
+
+def _summarise(runs: Sequence[tuple[float, ...]], workload: Workload) -> Measurement:
+    warm, timed = runs[: workload.warmup], runs[workload.warmup :]
+    steps = tuple(run[1:] for run in timed)
+    flat = sorted(second for run in steps for second in run)
+    new = workload.batch * (workload.new_tokens - 1)
+    prompt = workload.batch * workload.prompt_tokens
+    return Measurement(
+        decode=Decode(
+            tokens_per_s=sampled([new / sum(run) for run in steps]),
+            step=Latency(
+                mean_s=sum(flat) / len(flat),
+                p50_s=percentile(flat, 50),
+                p95_s=percentile(flat, 95),
+                p99_s=percentile(flat, 99),
+                samples_s=steps,
+            ),
+        ),
+        prefill=Prefill(tokens_per_s=sampled([prompt / run[0] for run in timed])),
+        ttft_s=sampled([run[0] for run in timed]),
+        warmup_s=tuple(sum(run) for run in warm),
+    )
