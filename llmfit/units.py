@@ -23,10 +23,18 @@ def format_number(value: float) -> str:
         return str(value)
     if value < 0:
         return "−" + format_number(-value)
-    for bound, decimals in ((0.9995, 3), (9.995, 2), (99.95, 1)):
-        if value < bound:
-            return f"{value:.{decimals}f}" if value >= 0.0005 else "<0.001"
-    return f"{value:,.0f}"
+    if value < 0.0005:
+        return "<0.001"
+    return f"{value:,.{_decimals(value)}f}"
+
+
+def format_plus_minus(value: float, half_width: float) -> str:
+    """A value and its uncertainty with the same decimals: ``52.1 ± 0.4``, ``52.1 ± <0.1``."""
+    decimals = _decimals(value)
+    half = f"{half_width:,.{decimals}f}"
+    if half_width > 0 and float(half.replace(",", "")) == 0:
+        half = f"<{10**-decimals:.{decimals}f}"
+    return f"{format_number(value)} ± {half}"
 
 
 def format_bytes(size_bytes: float) -> str:
@@ -77,6 +85,14 @@ def format_signed(value: float, *, decimals: int, plus: bool = True) -> str:
     if float(text) == 0:
         return text
     return ("−" if value < 0 else "+" if plus else "") + text
+
+
+def _decimals(value: float) -> int:
+    """Decimals that leave a positive value three significant figures, at most three."""
+    for bound, decimals in ((0.9995, 3), (9.995, 2), (99.95, 1)):
+        if value < bound:
+            return decimals
+    return 0
 
 
 def _scaled(value: float, scales: tuple[tuple[float, str], ...], base: str) -> str:

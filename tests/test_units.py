@@ -10,6 +10,7 @@ from llmfit.units import (
     format_gib,
     format_number,
     format_percent,
+    format_plus_minus,
     format_rate,
     format_seconds,
     format_signed,
@@ -108,3 +109,19 @@ def test_format_percent_and_signed() -> None:
     assert format_signed(0.25, decimals=2) == "+0.25"
     assert format_signed(-0.5, decimals=1) == "−0.5"
     assert format_signed(-0.001, decimals=2) == "0.00"
+
+
+@pytest.mark.parametrize(
+    ("value", "half", "text"),
+    [
+        (52.13, 0.44, "52.1 ± 0.4"),
+        (52.13, 0.01, "52.1 ± <0.1"),
+        (52.13, 0.0, "52.1 ± 0.0"),
+        (1234.0, 1500.0, "1,234 ± 1,500"),
+        (1234.0, 0.2, "1,234 ± <1"),
+        (0.5, 0.25, "0.500 ± 0.250"),
+    ],
+)
+def test_format_plus_minus(value: float, half: float, text: str) -> None:
+    """The uncertainty has the value's decimals, and never reads as 0 when it is not."""
+    assert format_plus_minus(value, half) == text

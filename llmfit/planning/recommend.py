@@ -97,14 +97,14 @@ def _lost_quality(row: RunRecord, standard: RunRecord | None) -> str | None:
     change = quality.acc_norm
     if change is not None and not quality.accuracy_kept:
         return (
-            f"loses quality: HellaSwag acc_norm {_points(change.mean)} points to "
+            f"loses quality: HellaSwag acc_norm {_points(change.mean)} points against "
             f"{standard.backend} ({_points(change.low)} to {_points(change.high)}), "
             f"{100 * ACC_NORM_TOLERANCE:.0f} allowed"
         )
     rise = quality.perplexity_change
     if rise is not None and not quality.perplexity_kept:
         return (
-            f"loses quality: perplexity {format_signed(100 * rise, decimals=1)} % to "
+            f"loses quality: perplexity {format_signed(100 * rise, decimals=1)} % against "
             f"{standard.backend}, {100 * PERPLEXITY_TOLERANCE:.0f} % allowed"
         )
     return None
@@ -208,14 +208,14 @@ def _quality_sentence(quality: Quality, pick: RunRecord, standard: RunRecord) ->
         tie = ", a tie" if change.tie else ""
         parts.append(
             f"HellaSwag acc_norm {format_percent(pick.hellaswag.acc_norm)}, "
-            f"{_points(change.mean)} points to {standard.backend} "
+            f"{_points(change.mean)} points against {standard.backend} "
             f"({_points(change.low)} to {_points(change.high)}{tie})"
         )
     if quality.perplexity_change is not None and pick.perplexity is not None:
         parts.append(
             f"perplexity {format_number(pick.perplexity.token)}, "
-            f"{format_signed(100 * quality.perplexity_change, decimals=1)} % to {standard.backend} "
-            f"({100 * PERPLEXITY_TOLERANCE:.0f} % allowed)"
+            f"{format_signed(100 * quality.perplexity_change, decimals=1)} % against "
+            f"{standard.backend} ({100 * PERPLEXITY_TOLERANCE:.0f} % allowed)"
         )
     return f"Quality: {'; '.join(parts)}."
 

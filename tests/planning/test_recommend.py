@@ -74,8 +74,11 @@ def test_predicted_memory_decides_where_none_was_measured() -> None:
 def test_perplexity_above_five_percent_is_turned_down() -> None:
     """NF4's published +5.4 % is beyond the tolerance and GPTQ's +4.1 % is inside it."""
     verdict = recommend(reference_table(), budget_bytes=8 * GB)
-    assert reason_against(verdict, "nf4") == "loses quality: perplexity +5.4 % to bf16, 5 % allowed"
-    assert any("+4.1 % to bf16" in reason for reason in verdict.reasons)
+    assert (
+        reason_against(verdict, "nf4")
+        == "loses quality: perplexity +5.4 % against bf16, 5 % allowed"
+    )
+    assert any("+4.1 % against bf16" in reason for reason in verdict.reasons)
 
 
 def test_accuracy_worse_beyond_the_interval_is_turned_down() -> None:
@@ -88,7 +91,7 @@ def test_accuracy_worse_beyond_the_interval_is_turned_down() -> None:
         verdict = recommend(rows, budget_bytes=None)
         assert verdict.backend == pick
         if pick == "bf16":
-            assert "HellaSwag acc_norm −5.0 points to bf16" in reason_against(verdict, "nf4")
+            assert "HellaSwag acc_norm −5.0 points against bf16" in reason_against(verdict, "nf4")
 
 
 def test_a_small_real_loss_is_within_the_tolerance() -> None:
@@ -152,7 +155,7 @@ def test_a_missing_reference_is_replaced_and_named() -> None:
     assert verdict.backend == "awq"
     assert any("judged against int8" in reason for reason in verdict.reasons)
     assert reason_against(verdict, "bf16") == "does not fit: needs 16 GB."
-    assert "to int8" in reason_against(verdict, "nf4")
+    assert "against int8" in reason_against(verdict, "nf4")
 
 
 def test_different_protocols_are_not_compared() -> None:

@@ -1,0 +1,114 @@
+"""The comparison as CSV: one line per row, every figure in base units, nothing rounded."""
+
+from __future__ import annotations
+
+import csv
+from io import StringIO
+
+from llmfit.records import Comparison, RunRecord, Sampled
+from llmfit.report._text import visible
+
+Value = str | int | float | bool | None
+
+
+def render_csv(comparison: Comparison) -> str:
+    """A head line and one line per row; an unknown value is an empty field.
+
+    A text that a spreadsheet would run as a formula gets an apostrophe in front.
+    """
+    rows = [_flat(comparison, row) for row in comparison.rows]
+    heads = list(rows[0]) if rows else []
+    out = StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(heads)
+    writer.writerows([_field(value) for value in row.values()] for row in rows)
+    return out.getvalue()
+
+
+def _flat(comparison: Comparison, row: RunRecord) -> dict[str, Value]:
+    return {
+        "run_id": comparison.run_id,
+        "model": comparison.model.name,
+        "backend": row.backend,
+        "label": row.label,
+        "status": row.status,
+        "pick": row.backend == comparison.verdict.backend,
+        "reason": row.reason,
+        "device": row.device,
+        "kernel_linear": row.kernel.linear if row.kernel else None,
+        "kernel_attention": row.kernel.attention if row.kernel else None,
+        "dtype": row.dtype,
+        "quantized_share": row.quantized_share,
+        "weights_bytes": row.weights_bytes,
+        "batch": comparison.workload.batch,
+        "prompt_tokens": comparison.workload.prompt_tokens,
+        "new_tokens": comparison.workload.new_tokens,
+        "budget_bytes": comparison.budget_bytes,
+        **_memory(row),
+        **_speed(row),
+        **_quality(row),
+        "notes": "; ".join(row.notes) or None,
+    }
+
+
+def _memory(row: RunRecord) -> dict[str, Value]:
+    memory = row.memory
+    return {
+        "memory_predicted_bytes": memory.predicted_bytes if memory else None,
+        "memory_peak_bytes": memory.peak_bytes if memory else None,
+        "memory_error_pct": memory.error_pct if memory else None,
+        "memory_peak_ram_bytes": memory.peak_ram_bytes if memory else None,
+    }
+
+
+def _speed(row: RunRecord) -> dict[str, Value]:
+    step = row.decode.step if row.decode else None
+    return {
+        **_sampled("decode_tokens_per_s", row.decode.tokens_per_s if row.decode else None),
+        "step_mean_s": step.mean_s if step else None,
+        "step_p50_s": step.p50_s if step else None,
+        "step_p95_s": step.p95_s if step else None,
+        "step_p99_s": step.p99_s if step else None,
+        **_sampled("prefill_tokens_per_s", row.prefill.tokens_per_s if row.prefill else None),
+        **_sampled("ttft_s", row.ttft_s),
+        "load_s": row.load_s,
+        "quantize_s": row.quantize_s,
+        "compile_s": row.compile_s,
+        "limit_tokens_per_s": row.roofline.limit_tokens_per_s,
+        "limit_fraction": row.roofline.fraction,
+        "joules_per_token": row.energy.joules_per_token,
+    }
+
+
+def _sampled(name: str, value: Sampled | None) -> dict[str, Value]:
+    return {
+        f"{name}_median": value.median if value else None,
+        f"{name}_low": value.low if value else None,
+        f"{name}_high": value.high if value else None,
+    }
+
+
+def _quality(row: RunRecord) -> dict[str, Value]:
+    score, text = row.hellaswag, row.perplexity
+    return {
+        "hellaswag_acc": score.acc if score else None,
+        "hellaswag_acc_norm": score.acc_norm if score else None,
+        "hellaswag_stderr": score.stderr if score else None,
+        "hellaswag_n": score.n if score else None,
+        "perplexity_token": text.token if text else None,
+        "perplexity_word": text.word if text else None,
+        "bits_per_byte": text.bits_per_byte if text else None,
+        "perplexity_n_tokens": text.n_tokens if text else None,
+        "perplexity_protocol": text.protocol if text else None,
+        "kl_divergence": row.kl_divergence,
+        "top1_agreement": row.top1_agreement,
+    }
+
+
+def _field(value: Value) -> Value:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        text = visible(value, keep="\n")
+        return f"'{text}" if text.startswith(("=", "+", "-", "@", "\n")) else text
+    return value

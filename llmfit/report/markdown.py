@@ -1,0 +1,48 @@
+"""The comparison as GitHub-flavoured markdown."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from llmfit.records import Comparison
+from llmfit.report._text import plain
+from llmfit.report.columns import columns, footnotes, heading, legend, verdict_lines
+
+# An underscore inside a word is no markup.
+_SPECIAL = re.compile(r"([\\`*{}\[\]<>|#~$]|(?<![^\W_])_|_(?![^\W_]))")
+
+
+def render_markdown(comparison: Comparison) -> str:
+    """Head line, table, footnotes and verdict; text from outside cannot become markup."""
+    shown = columns(comparison)
+    notes = footnotes(comparison)
+    lines = [f"**{escape(heading(comparison))}**", ""]
+    lines.append(_line(escape(f"{c.head}, {c.unit}" if c.unit else c.head) for c in shown))
+    lines.append(_line(["---", *["---:"] * (len(shown) - 2), "---"]))
+    for index in range(len(comparison.rows)):
+        cells = [escape(column.cells[index].strip()) for column in shown]
+        marks = ",".join(str(note.number) for note in notes if index in note.rows)
+        if marks:
+            cells[0] += f" <sup>{marks}</sup>"
+        lines.append(_line(cells))
+    lines.append("")
+    lines += [f"<sup>{note.number}</sup> {escape(note.text)}  " for note in notes]
+    if notes:
+        lines.append("")
+    lines += [f"- {escape(line)}" for line in verdict_lines(comparison)]
+    lines.append("")
+    if explained := legend(comparison):
+        lines += [escape(" · ".join(explained)), ""]
+    if comparison.command:
+        lines += ["Again:", "", f"    {plain(comparison.command)}", ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def escape(text: str) -> str:
+    """``text`` with the characters that mean something in markdown or HTML made literal."""
+    return _SPECIAL.sub(r"\\\1", text.replace("&", "&amp;"))
+
+
+def _line(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"

@@ -1,0 +1,90 @@
+"""Markdown, CSV and JSON: nothing escapes its cell, nothing is rounded, everything reads back."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import replace
+from io import StringIO
+
+import pytest
+
+from llmfit.records import Comparison, from_json
+from llmfit.report import render
+from llmfit.report.markdown import escape
+from llmfit.testing import make_comparison, make_model, make_record
+
+NASTY = "a|b\n<script>*x*_y_`z`[l](u)\x1b[0m"
+
+
+def cells(line: str) -> list[str]:
+    """Split a markdown table line at its unescaped bars."""
+    return line.replace("\\|", "\0").strip("|").split("|")
+
+
+def test_markdown_cells_cannot_break_the_table() -> None:
+    """Bars, line breaks, HTML and markup in text from outside stay inside their cell."""
+    rows = [make_record("bf16"), make_record("nf4", label=NASTY, notes=(NASTY,))]
+    text = render(make_comparison(rows, model=make_model(name=NASTY)), "md")
+    table = [line for line in text.splitlines() if line.startswith("|")]
+    assert len(table) == 4
+    assert len({len(cells(line)) for line in table}) == 1
+    assert "\x1b" not in text
+    assert "<script>" not in text.replace("\\<script\\>", "")
+
+
+def test_markdown_escapes_only_what_means_something() -> None:
+    """Words with underscores stay readable; emphasis and links are defused."""
+    assert escape("GGUF Q4_K_M acc_norm") == "GGUF Q4_K_M acc_norm"
+    assert escape("_a_ *b* [c](d) <e> &amp;") == r"\_a\_ \*b\* \[c\](d) \<e\> &amp;amp;"
+
+
+def test_csv_keeps_full_precision_and_reads_back() -> None:
+    """One line per row; figures are unrounded base units, unknowns are empty fields."""
+    row = replace(make_record("nf4", tokens_per_s=41.23456789), kl_divergence=None)
+    lines = list(csv.DictReader(StringIO(render(make_comparison([row]), "csv"))))
+    assert len(lines) == 1
+    assert float(lines[0]["decode_tokens_per_s_median"]) == 41.23456789
+    assert int(lines[0]["memory_peak_bytes"]) == 8 * 10**9
+    assert float(lines[0]["hellaswag_acc_norm"]) == 0.8
+    assert lines[0]["kl_divergence"] == "" and lines[0]["reason"] == ""
+    assert lines[0]["pick"] == "true"
+
+
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t=", "\r=", "\n="])
+def test_csv_formulas_are_neutralised(start: str) -> None:
+    """No field begins with a character that makes a spreadsheet run it."""
+    text = f"{start}HYPERLINK(1)"
+    row = make_record("nf4", label=text, notes=(text,))
+    record = next(csv.DictReader(StringIO(render(make_comparison([row]), "csv"))))
+    for key in ("label", "notes"):
+        assert record[key][0] not in "=+-@\t\r\n"
+        assert "HYPERLINK(1)" in record[key]
+
+
+def test_csv_quotes_separators() -> None:
+    """Commas, quotes and line breaks in a field do not move the next one."""
+    row = make_record("nf4", reason='a,"b"\nc')
+    record = next(csv.DictReader(StringIO(render(make_comparison([row]), "csv"))))
+    assert record["reason"] == 'a,"b"\nc' and record["device"] == "cuda"
+
+
+def test_json_is_the_record() -> None:
+    """JSON holds the whole comparison, schema_version first, and reads back equal."""
+    comparison = make_comparison([make_record("bf16"), make_record("nf4", tokens_per_s=60)])
+    text = render(comparison, "json")
+    assert from_json(Comparison, text) == comparison
+    assert next(iter(json.loads(text))) == "schema_version"
+    assert json.loads(text)["rows"][0]["kl_divergence"] is None
+
+
+def test_json_has_the_promised_paths() -> None:
+    """The keys that scripts rely on are where the documentation says."""
+    data = json.loads(render(make_comparison([make_record("nf4")]), "json"))
+    row = data["rows"][0]
+    assert set(row["decode"]["tokens_per_s"]) == {"median", "low", "high", "samples"}
+    assert {"acc", "acc_norm", "stderr", "n"} <= set(row["hellaswag"])
+    assert {"token", "word", "protocol"} <= set(row["perplexity"])
+    assert {"predicted_bytes", "peak_bytes", "peak_ram_bytes", "error_pct"} <= set(row["memory"])
+    assert set(data["verdict"]) == {"backend", "reasons", "rejected"}
+    assert {"limit_tokens_per_s", "fraction"} == set(row["roofline"])

@@ -1,0 +1,217 @@
+"""The terminal table: widths, escaping, signs, and what is said when figures are missing."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import pytest
+from rich.cells import cell_len
+
+from llmfit.records import Comparison, Roofline, RunRecord, Status
+from llmfit.report import render
+from llmfit.testing import GB, make_comparison, make_model, make_record
+
+LABELS = {
+    "bf16": "BF16 eager",
+    "sdpa": "BF16 SDPA",
+    "compiled": "BF16 compiled",
+    "int8": "INT8 bitsandbytes",
+    "nf4": "NF4 bitsandbytes",
+    "gptq": "GPTQ INT4",
+    "awq": "AWQ INT4",
+    "gguf": "GGUF Q4_K_M (CPU)",
+}
+
+
+def empty(row: RunRecord, status: Status, reason: str) -> RunRecord:
+    """``row`` without any figure."""
+    return replace(
+        row,
+        status=status,
+        reason=reason,
+        decode=None,
+        prefill=None,
+        ttft_s=None,
+        memory=None,
+        hellaswag=None,
+        perplexity=None,
+    )
+
+
+@pytest.fixture
+def on_gpu() -> Comparison:
+    """Eight rows on a GPU with a budget of 8 GB: every status, notes, one shared by two rows."""
+    figures = [
+        (38, 16.0, 0.821, 6.14),
+        (52, 14.2, 0.821, 6.14),
+        (68, 14.2, 0.821, 6.14),
+        (35, 7.5, 0.818, 6.21),
+        (42, 4.9, 0.812, 6.47),
+        (55, 4.8, 0.815, 6.39),
+        (52, 4.7, 0.816, 6.35),
+        (18, 5.0, 0.813, 6.42),
+    ]
+    rows = [
+        make_record(
+            backend,
+            label=LABELS[backend],
+            tokens_per_s=rate,
+            peak_gb=gb,
+            acc_norm=acc,
+            perplexity=ppl,
+            device="cpu" if backend == "gguf" else "cuda",
+            roofline=Roofline(limit_tokens_per_s=100.0, fraction=rate / 100),
+        )
+        for backend, (rate, gb, acc, ppl) in zip(LABELS, figures, strict=True)
+    ]
+    shared = "the group size is 64, because 128 does not divide the width of 172."
+    rows[1] = empty(rows[1], "does_not_fit", "needs 14.5 GB of the 8.00 GB budget.")
+    rows[2] = empty(rows[2], "failed", "the worker was killed by signal 9 after 35 s; memory?")
+    rows[4] = empty(rows[4], "unavailable", "bitsandbytes not installed: pip install 'llmfit[bnb]'")
+    rows[5] = replace(rows[5], notes=(shared, "calibrated on 128 windows."))
+    rows[6] = replace(rows[6], notes=(shared,))
+    return make_comparison(rows, budget_bytes=8 * GB)
+
+
+def row_of(text: str, label: str) -> str:
+    """The table's line that begins with ``label``."""
+    return next(line for line in text.splitlines() if line.startswith(label))
+
+
+@pytest.mark.parametrize("width", [20, 40, 60, 80, 100, 120, 140, 200])
+def test_no_line_is_wider_than_the_terminal(on_gpu: Comparison, width: int) -> None:
+    """At every width each line fits, counted in terminal cells."""
+    text = render(on_gpu, "table", width=width)
+    assert max(map(cell_len, text.splitlines())) <= width
+    assert text.endswith("\n") and "\x1b" not in text
+
+
+def test_80_columns_keep_what_decides(on_gpu: Comparison) -> None:
+    """On 80 columns format, memory, speed, quality and verdict stay; the rest is pointed at."""
+    text = render(on_gpu, "table", width=80)
+    assert "of limit" not in text
+    for head in ("format", "memory", "tokens/s", "HellaSwag", "perplexity", "verdict"):
+        assert head in text
+    line = row_of(text, "GPTQ INT4")
+    assert "4.80 ✓" in line and "55.0 ± 0.5" in line and "81.5 %" in line and "★ pick" in line
+    assert "All columns: a terminal" in text and "--format json" in text
+
+
+def test_140_columns_show_everything(on_gpu: Comparison) -> None:
+    """A wide terminal shows predictions, shares, spreads and short reasons."""
+    text = render(on_gpu, "table", width=140)
+    line = row_of(text, "GPTQ INT4")
+    assert "4.80 (4.90) ✓" in line and "55 %" in line and "81.5 ± 1.2 %" in line
+    assert "6.39 (+0.25)" in line
+    assert "All columns" not in text
+    assert "0 + 5.00 (5.10) RAM" not in text
+    assert "0 + 5.00 RAM" in row_of(text, "GGUF") and "no GPU needed" in row_of(text, "GGUF")
+
+
+def test_the_told_width_is_enough(on_gpu: Comparison) -> None:
+    """At the width that the narrow table names, all columns do appear; one less is too few."""
+    told = int(render(on_gpu, "table", width=80).split("a terminal ")[1].split(" ")[0])
+    assert "of limit" in render(on_gpu, "table", width=told)
+    assert "of limit" not in render(on_gpu, "table", width=told - 1)
+
+
+def test_every_status_shows_with_its_whole_reason(on_gpu: Comparison) -> None:
+    """Rows without figures stay in the table; their reasons stand complete below it."""
+    text = render(on_gpu, "table", width=140)
+    for label, word in (
+        ("BF16 SDPA", "does not fit"),
+        ("BF16 compiled", "failed"),
+        ("NF4 bitsandbytes", "unavailable"),
+    ):
+        line = row_of(text, label)
+        assert word in line and "–" in line
+    assert "failed: the worker was killed by signal 9 after 35 s; memory?" in text
+    assert "unavailable: bitsandbytes not installed: pip install 'llmfit[bnb]'" in text
+
+
+def test_equal_notes_share_a_footnote(on_gpu: Comparison) -> None:
+    """A note on two rows is written once, and both rows carry its number."""
+    text = render(on_gpu, "table", width=140)
+    assert text.count("because 128 does not divide") == 1
+    assert "⁴·⁵" in row_of(text, "GPTQ INT4")
+    assert "⁴ " in row_of(text, "AWQ INT4") and "⁵" not in row_of(text, "AWQ INT4")
+
+
+def test_ties_carry_the_sign_and_losses_do_not(on_gpu: Comparison) -> None:
+    """= stands where the paired interval against bf16 holds 0, and never on bf16 itself."""
+    text = render(on_gpu, "table", width=140)
+    assert "%  " in row_of(text, "BF16 eager") and "=" not in row_of(text, "BF16 eager")
+    assert "81.8 ± 1.2 % =" in row_of(text, "INT8")
+    assert "=" not in row_of(text, "GPTQ INT4")
+
+
+def test_without_quality_its_columns_are_left_out() -> None:
+    """--no-eval leaves no empty columns, and the verdict says that quality was not judged."""
+    rows = [make_record(b, acc_norm=None, perplexity=None, device="cpu") for b in ("bf16", "nf4")]
+    text = render(make_comparison(rows), "table", width=100)
+    assert "HellaSwag" not in text and "perplexity" not in text
+    assert "Quality was not measured" in text
+
+
+def test_small_models_are_shown_in_mb() -> None:
+    """Memory of a model below 1 GB is shown in MB, and the head says so."""
+    row = make_record("bf16", peak_gb=0.0123, device="cpu")
+    text = render(make_comparison([row]), "table", width=100)
+    assert "peak MB" in text and "12.3 (12.5)" in text
+
+
+def test_a_row_that_was_only_predicted_shows_the_prediction() -> None:
+    """A prediction without a measurement stands in brackets under a head that explains them."""
+    row = make_record("bf16", peak_gb=16.0)
+    assert row.memory is not None
+    row = replace(
+        row,
+        status="does_not_fit",
+        reason="too large.",
+        decode=None,
+        memory=replace(row.memory, peak_bytes=None),
+    )
+    text = render(make_comparison([row], budget_bytes=8 * GB), "table", width=60)
+    assert "(16.3) ✗" in text and "(pred.)" in text
+
+
+@pytest.mark.parametrize("name", ["[red]x[/red]", "[/]", "a\x1b[31mb\x07", "wide 語\u202e\ntwo"])
+def test_text_from_outside_stays_text(name: str) -> None:
+    """Markup and control characters in names, labels, reasons and notes are shown, not obeyed."""
+    row = make_record("nf4", label=name, device="cpu", notes=(name,))
+    failed = empty(make_record("gptq", device="cpu"), "failed", name)
+    comparison = make_comparison([row, failed], model=make_model(name=name))
+    for color in (False, True):
+        text = render(comparison, "table", width=100, color=color)
+        assert "\x07" not in text and "\u202e" not in text and "\x1b[31mb" not in text
+    text = render(comparison, "table", width=100)
+    assert "\x1b" not in text
+    assert max(map(cell_len, text.splitlines())) <= 100
+    shown = name.replace("\x1b", "\\x1b").replace("\x07", "\\x07").replace("\u202e", "\\u202e")
+    assert " ".join(shown.split()) in text
+
+
+def test_colour_only_when_asked(on_gpu: Comparison) -> None:
+    """Styles are ANSI codes, and without them the text is the same."""
+    plain, colored = (render(on_gpu, "table", width=140, color=c) for c in (False, True))
+    assert "\x1b[" in colored
+    stripped = re.sub(r"\x1b\[[0-9;]*m", "", colored)
+    assert [s.rstrip() for s in stripped.splitlines()] == plain.splitlines()
+
+
+def test_the_environment_does_not_change_the_table(
+    on_gpu: Comparison, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """COLUMNS, TERM and FORCE_COLOR are the caller's business: same input, same text."""
+    before = render(on_gpu, "table", width=100)
+    for key, value in (("COLUMNS", "30"), ("TERM", "dumb"), ("FORCE_COLOR", "1")):
+        monkeypatch.setenv(key, value)
+    assert render(on_gpu, "table", width=100) == before
+
+
+def test_no_rows_is_still_a_table() -> None:
+    """An interrupted run without a finished row renders in every format."""
+    comparison = make_comparison([])
+    for fmt in ("table", "md", "csv", "json"):
+        assert render(comparison, fmt).endswith("\n")
