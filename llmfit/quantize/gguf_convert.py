@@ -38,6 +38,9 @@ ARCHITECTURES: Mapping[str, str] = {
 }
 """Class name in config.json to llama.cpp's architecture."""
 
+NOTES_KEY = "llmfit.notes"
+"""Metadata key under which the converter's notes travel with the file."""
+
 # Computed from the configuration by every runtime; old checkpoints carry it all the same.
 _IGNORED_SUFFIX = ".rotary_emb.inv_freq"
 _FILE_TYPES: Mapping[FloatType, int] = {"f32": 0, "f16": 1, "bf16": 32}
@@ -93,6 +96,8 @@ def convert(
     writer = gguf.GGUFWriter(path=target, arch=shape.architecture)
     _write_metadata(writer, shape, name=folder.name, dtype=dtype)
     vocabulary.write(writer)
+    notes = shape.notes + vocabulary.notes
+    writer.add_array(NOTES_KEY, notes)
     with contextlib.ExitStack() as stack:
         stack.callback(writer.close)
         tensors = _plan_tensors(folder, shape, stack)
@@ -110,7 +115,6 @@ def convert(
                 progress("convert", done, len(tensors))
         if extra is not None:
             writer.write_tensor_data(extra.numpy())
-    notes = shape.notes + vocabulary.notes
     return Conversion(path=target, tensors=len(tensors), notes=notes)
 
 

@@ -377,19 +377,26 @@ def _with_special_ids(vocabulary: GgufVocabulary, folder: Path) -> GgufVocabular
     settings |= _read_json(folder / "tokenizer_config.json")
     config = _read_json(folder / "config.json")
     by_text = {token: i for i, token in enumerate(vocabulary.tokens)}
-    ids: dict[str, int | None] = {}
-    for kind in ("bos", "eos", "unk", "pad"):
+
+    def token_id(kind: str, own: int | None) -> int | None:
         named = settings.get(f"{kind}_token")
         text = named.get("content") if isinstance(named, dict) else named
+        if text in by_text:
+            return by_text[text]
         configured = config.get(f"{kind}_token_id")
         first = configured[0] if isinstance(configured, list) and configured else configured
-        if text in by_text:
-            ids[f"{kind}_id"] = by_text[text]
-        elif isinstance(first, int) and getattr(vocabulary, f"{kind}_id") is None:
-            ids[f"{kind}_id"] = _index(first, len(vocabulary.tokens))
+        return _index(first, len(by_text)) if own is None and isinstance(first, int) else own
+
     template = settings.get("chat_template")
+    if (folder / "chat_template.jinja").is_file():
+        template = (folder / "chat_template.jinja").read_text("utf-8")
     filled = replace(
-        vocabulary, **ids, chat_template=template if isinstance(template, str) else None
+        vocabulary,
+        bos_id=token_id("bos", vocabulary.bos_id),
+        eos_id=token_id("eos", vocabulary.eos_id),
+        unk_id=token_id("unk", vocabulary.unk_id),
+        pad_id=token_id("pad", vocabulary.pad_id),
+        chat_template=template if isinstance(template, str) else None,
     )
     # llama.cpp stops the process when it is to add a token that the file does not name.
     return replace(

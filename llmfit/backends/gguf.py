@@ -1,0 +1,178 @@
+"""Row ``gguf``: llama.cpp on the CPU, Q4_K_M by default, any other type as ``gguf:q3_k_m``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llmfit.backends._tokenizer import load_tokenizer
+from llmfit.backends.base import (
+    TORCH,
+    Backend,
+    Check,
+    LoadedModel,
+    LoadInfo,
+    Package,
+    Progress,
+    Tokenizer,
+    no_progress,
+)
+from llmfit.backends.registry import split_id
+from llmfit.errors import EvaluationError, ModelLoadError, ModelNotFound, UsageError
+from llmfit.quantize.cache import ArtifactCache
+from llmfit.quantize.gguf import DEFAULT_TYPE, FILE_TYPES, fallback_note, make_gguf, read_types
+from llmfit.quantize.gguf_convert import ARCHITECTURES
+from llmfit.records import Kernel, ModelSpec, Plan
+
+if TYPE_CHECKING:
+    from llmfit.decode.base import Decoder, Window, WindowScore
+    from llmfit.decode.llama_cpp import LlamaCppModel
+
+
+class GgufModel(LoadedModel):
+    """A GGUF file in llama.cpp, with the model's own tokenizer."""
+
+    def __init__(
+        self, model: LlamaCppModel, *, tokenizer: Tokenizer, info: LoadInfo, context_length: int
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.info = info
+        self.vocab_size = model.vocab_size
+        self.context_length = context_length
+
+    def decoder(self, *, batch: int, capacity: int) -> Decoder:
+        """See ``LoadedModel.decoder``."""
+        from llmfit.decode.llama_cpp import LlamaCppDecoder
+
+        if capacity > self.context_length:
+            raise UsageError(
+                f"{capacity} tokens a sequence are asked for, the model's context is "
+                f"{self.context_length}.",
+                hint="fewer --prompt-tokens or --new-tokens",
+            )
+        return LlamaCppDecoder(self.model, batch=batch, capacity=capacity)
+
+    def score(self, windows: Sequence[Window], *, batch_tokens: int) -> Iterator[WindowScore]:
+        """See ``LoadedModel.score``."""
+        from llmfit.decode.llama_cpp import score_windows
+
+        longest = max((len(window.ids) for window in windows), default=0)
+        if longest > self.context_length:
+            raise EvaluationError(
+                f"a window of {longest} tokens exceeds the model's context of "
+                f"{self.context_length}.",
+                hint="a smaller --ppl-window",
+            )
+        return score_windows(self.model, windows, batch_tokens=batch_tokens)
+
+    def close(self) -> None:
+        """See ``LoadedModel.close``."""
+        self.model.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Artifact:
+    """The file to load, the type it was asked in (None: someone else's), the seconds it took."""
+
+    file: Path
+    file_type: str | None
+    seconds: float | None
+
+
+class Gguf(Backend):
+    """GGUF through llama-cpp-python, always on the CPU."""
+
+    id = "gguf"
+    label = f"GGUF {DEFAULT_TYPE.upper()} (CPU)"
+    packages = (*TORCH, Package("llama_cpp", "llama-cpp-python"), Package("gguf", "gguf"))
+    extra = "gguf"
+    devices = frozenset({"cpu"})
+    takes_checkpoint = True
+    variants = frozenset(FILE_TYPES)
+
+    def describe(self, variant: str | None) -> str:
+        """See ``Backend.describe``."""
+        return self.label if variant is None else f"GGUF {variant.upper()} (CPU)"
+
+    def check(self, plan: Plan) -> Check:
+        """See ``Backend.check``."""
+        outcome = super().check(plan)
+        if outcome.unavailable is not None:
+            return outcome
+        if plan.checkpoint is not None:  # then the model's own files are not converted
+            return Check()
+        if outcome.skipped is None and plan.model.architecture not in ARCHITECTURES:
+            return Check(
+                skipped=f"no GGUF converter for {plan.model.architecture} (only "
+                f"{', '.join(ARCHITECTURES)}); --checkpoint gguf=FILE takes a ready file"
+            )
+        return outcome
+
+    def load(self, plan: Plan, progress: Progress = no_progress) -> LoadedModel:
+        """See ``Backend.load``."""
+        from llmfit.decode.llama_cpp import ATTENTION, LlamaCppModel, default_threads
+
+        self.require(plan)
+        threads = plan.threads or default_threads()
+        tokenizer = load_tokenizer(plan.model.path)
+        artifact = _artifact(plan, threads, progress)
+        types = read_types(artifact.file)
+        model = LlamaCppModel(artifact.file, threads=threads)
+        try:
+            _require_same_model(model, plan.model, artifact.file)
+        except ModelLoadError:
+            model.close()
+            raise
+        note = fallback_note(artifact.file_type, types) if artifact.file_type else types.shares()
+        info = LoadInfo(
+            kernel=Kernel(linear=f"llama.cpp {types.linear()}", attention=ATTENTION),
+            dtype=artifact.file_type.upper() if artifact.file_type else types.linear(),
+            weights_bytes=types.weights_bytes,
+            quantized_share=types.quantized_share,
+            notes=(*([note] if note else []), *types.notes),
+            artifact=str(artifact.file),
+            quantize_s=artifact.seconds,
+        )
+        context_length = min(model.context_length, plan.model.max_position_embeddings)
+        return GgufModel(model, tokenizer=tokenizer, info=info, context_length=context_length)
+
+
+def _artifact(plan: Plan, threads: int, progress: Progress) -> _Artifact:
+    """The ready checkpoint, or the model converted and quantised through the cache."""
+    if plan.checkpoint is not None:
+        return _Artifact(_checkpoint_file(Path(plan.checkpoint)), None, None)
+    file_type = split_id(plan.backend)[1] or DEFAULT_TYPE
+    cache = ArtifactCache(Path(plan.cache_dir) if plan.cache_dir else None)
+    file, seconds = make_gguf(
+        Path(plan.model.path), file_type, cache=cache, threads=threads, progress=progress
+    )
+    return _Artifact(file, file_type, seconds)
+
+
+def _checkpoint_file(path: Path) -> Path:
+    """The .gguf file that ``path`` is, or the only one in the folder that it is."""
+    hint = "--checkpoint gguf=FILE with one .gguf file"
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise ModelNotFound(f"the GGUF checkpoint {path} does not exist.", hint=hint)
+    files = sorted(path.glob("*.gguf"))
+    if len(files) != 1:
+        names = ", ".join(file.name for file in files) or "none"
+        raise ModelNotFound(f"{path} must hold one .gguf file; found: {names}.", hint=hint)
+    return files[0]
+
+
+def _require_same_model(model: LlamaCppModel, spec: ModelSpec, file: Path) -> None:
+    for what, found, expected in (
+        ("tokens in the vocabulary", model.vocab_size, spec.vocab_size),
+        ("layers", model.layers, spec.num_hidden_layers),
+    ):
+        if found != expected:
+            raise ModelLoadError(
+                f"{file} is not {spec.name}: it has {found} {what}, the model {expected}.",
+                hint="--checkpoint gguf=FILE with a file made from this model",
+            )

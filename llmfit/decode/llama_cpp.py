@@ -1,0 +1,334 @@
+"""Decoding and scoring with llama.cpp, over llama-cpp-python's low-level functions.
+
+llama-cpp-python's own ``generate`` costs about a tenth of the rate: it copies every step's logits
+and rebuilds its batch. Here the batch's arrays are written in place and the logits are read where
+llama.cpp left them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llmfit.decode.base import GREEDY, Decoder, Sampling, Window, WindowScore
+from llmfit.decode.llama_log import llama_log
+from llmfit.errors import LlmfitError, ModelLoadError, UsageError
+
+_CHUNK_TOKENS = 512
+"""Prompt tokens given to llama.cpp at once; its own default for a physical batch."""
+_LOGITS_BYTES = 256 * 1024 * 1024
+"""Upper bound of the logits held while scoring; at 128 k tokens a row of them is 0.5 MB."""
+_ROWS_AT_ONCE = 32
+ATTENTION = "flash (llama.cpp)"
+"""The attention kernel that every context here asks for; K and V are cached in float16."""
+
+
+def default_threads() -> int:
+    """One thread per physical core that this process may use."""
+    import psutil
+
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, min(psutil.cpu_count(logical=False) or 1, allowed or 1))
+
+
+class LlamaCppModel:
+    """A GGUF file loaded by llama.cpp, on the CPU."""
+
+    def __init__(self, file: Path, *, threads: int) -> None:
+        """Load ``file``. Raises ModelLoadError with llama.cpp's own words."""
+        import llama_cpp
+
+        log = llama_log()
+        log.forget()
+        params = llama_cpp.llama_model_default_params()
+        params.n_gpu_layers = 0
+        self._handle = llama_cpp.llama_model_load_from_file(str(file).encode(), params)
+        if not self._handle:
+            raise ModelLoadError(f"llama.cpp cannot load {file}: {log.complaints()}.")
+        self.threads = threads
+        self._contexts: set[_Context] = set()
+        vocabulary = llama_cpp.llama_model_get_vocab(self._handle)
+        self.vocab_size: int = llama_cpp.llama_vocab_n_tokens(vocabulary)
+        self.layers: int = llama_cpp.llama_model_n_layer(self._handle)
+        self.context_length: int = llama_cpp.llama_model_n_ctx_train(self._handle)
+
+    def close(self) -> None:
+        """Free the weights, and what decoders made from them hold."""
+        import llama_cpp
+
+        for context in tuple(self._contexts):
+            context.close()
+        if self._handle:
+            llama_cpp.llama_model_free(self._handle)
+        self._handle = None
+
+    def context(self, *, sequences: int, capacity: int, chunk: int, outputs: int) -> _Context:
+        """A context whose KV cache holds ``sequences`` × ``capacity`` tokens.
+
+        ``chunk`` is the most tokens in one call, ``outputs`` the most rows of logits.
+        """
+        import llama_cpp
+
+        params = llama_cpp.llama_context_default_params()
+        params.n_ctx = sequences * capacity
+        params.n_seq_max = sequences
+        params.n_batch = params.n_ubatch = chunk
+        params.n_outputs_max = outputs
+        params.n_threads = params.n_threads_batch = self.threads
+        params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
+        params.offload_kqv = params.op_offload = False
+        params.no_perf = True
+        log = llama_log()
+        log.forget()
+        handle = llama_cpp.llama_init_from_model(self._handle, params)
+        if not handle:
+            raise LlmfitError(
+                f"llama.cpp cannot make a KV cache of {sequences} × {capacity} tokens: "
+                f"{log.complaints()}.",
+                hint="fewer --prompt-tokens or a smaller --batch",
+            )
+        context = _Context(handle, self.vocab_size, self._contexts)
+        self._contexts.add(context)
+        return context
+
+
+class _Context:
+    """llama.cpp's context: the KV cache and the logits of the last call."""
+
+    def __init__(self, handle: Any, vocab_size: int, siblings: set[_Context]) -> None:
+        import llama_cpp
+
+        self.handle = handle
+        self._siblings = siblings
+        self._lib = llama_cpp
+        self._vocab_size = vocab_size
+        self._memory = llama_cpp.llama_get_memory(handle)
+        self._rows: dict[int, np.ndarray] = {}
+
+    def run(self, batch: _Batch) -> None:
+        """Compute ``batch``. Raises LlmfitError with llama.cpp's own words."""
+        code = self._lib.llama_decode(self.handle, batch.struct)
+        if code != 0:
+            raise LlmfitError(f"llama_decode failed with {code}: {llama_log().complaints()}.")
+
+    def logits(self, index: int) -> np.ndarray:
+        """Logits float32[V] of the batch's token ``index``; valid until the next ``run``."""
+        pointer = self._lib.llama_get_logits_ith(self.handle, index)
+        address = ctypes.addressof(pointer.contents)
+        row = self._rows.get(address)
+        if row is None:
+            row = np.ctypeslib.as_array(pointer, shape=(self._vocab_size,))
+            self._rows[address] = row
+        return row
+
+    def forget(self, *, keep: int = 0) -> None:
+        """Empty the KV cache, or cut sequence 0 back to its first ``keep`` tokens."""
+        if keep == 0:
+            self._lib.llama_memory_clear(self._memory, False)
+        elif not self._lib.llama_memory_seq_rm(self._memory, 0, keep, -1):
+            raise LlmfitError(f"llama.cpp cannot cut its KV cache back to {keep} tokens.")
+
+    def close(self) -> None:
+        if self.handle:
+            self._rows.clear()
+            self._siblings.discard(self)
+            self._lib.llama_free(self.handle)
+        self.handle = None
+
+
+class _Batch:
+    """llama.cpp's batch over NumPy arrays, all int32[n] but ``wanted``: int8[n]."""
+
+    def __init__(self, size: int, sequences: int) -> None:
+        import llama_cpp
+
+        self.tokens = np.zeros(size, np.int32)
+        self.positions = np.zeros(size, np.int32)
+        self.wanted = np.zeros(size, np.int8)
+        self._one = np.ones(size, np.int32)
+        self._numbers = np.arange(sequences, dtype=np.int32)
+        self._sequences = np.zeros(size, np.uintp)  # addresses within _numbers
+        self.struct = llama_cpp.llama_batch(
+            n_tokens=size,
+            token=self.tokens.ctypes.data_as(ctypes.POINTER(ctypes.c_int32)),
+            pos=self.positions.ctypes.data_as(ctypes.POINTER(ctypes.c_int32)),
+            n_seq_id=self._one.ctypes.data_as(ctypes.POINTER(ctypes.c_int32)),
+            seq_id=self._sequences.ctypes.data_as(ctypes.POINTER(ctypes.POINTER(ctypes.c_int32))),
+            logits=self.wanted.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
+        )
+
+    def fill(
+        self, tokens: np.ndarray, positions: np.ndarray, sequences: np.ndarray, wanted: np.ndarray
+    ) -> None:
+        """Set the batch's content; the arrays have one length, at most the batch's size."""
+        count = len(tokens)
+        self.struct.n_tokens = count
+        self.tokens[:count] = tokens
+        self.positions[:count] = positions
+        self.wanted[:count] = wanted
+        self._sequences[:count] = self._numbers.ctypes.data + sequences * self._numbers.itemsize
+
+
+class LlamaCppDecoder(Decoder):
+    """``Decoder`` over a llama.cpp context, one KV stream per sequence."""
+
+    def __init__(self, model: LlamaCppModel, *, batch: int, capacity: int) -> None:
+        self.batch = batch
+        self.capacity = capacity
+        self._chunk = max(batch, min(_CHUNK_TOKENS, batch * capacity))
+        self._context = model.context(
+            sequences=batch, capacity=capacity, chunk=self._chunk, outputs=batch
+        )
+        self._prompt = _Batch(self._chunk, batch)
+        self._next = _Batch(batch, batch)
+        self._samplers: list[Any] = []
+        self._longest = 0
+
+    def prefill(self, prompts: Sequence[Sequence[int]], sampling: Sampling = GREEDY) -> None:
+        """See ``Decoder.prefill``."""
+        self.check_prompts(prompts)
+        self._context.forget()
+        self._free_samplers()
+        if not sampling.greedy:
+            self._samplers = [_sampler(sampling, sequence) for sequence in range(self.batch)]
+        lengths = np.array([len(prompt) for prompt in prompts])
+        tokens = np.concatenate([np.asarray(prompt, np.int32) for prompt in prompts])
+        positions = np.concatenate([np.arange(length) for length in lengths])
+        sequences = np.repeat(np.arange(self.batch), lengths)
+        wanted = np.zeros(len(tokens), np.int8)
+        wanted[lengths.cumsum() - 1] = 1
+        self._next.fill(
+            np.zeros(self.batch), lengths - 1, np.arange(self.batch), np.ones(self.batch)
+        )
+        self._longest = int(lengths.max())
+        for start in range(0, len(tokens), self._chunk):
+            part = slice(start, start + self._chunk)
+            self._prompt.fill(tokens[part], positions[part], sequences[part], wanted[part])
+            self._context.run(self._prompt)
+            for index in np.flatnonzero(wanted[part]):
+                self._choose(int(index), int(sequences[start + index]))
+
+    def step(self) -> None:
+        """See ``Decoder.step``."""
+        if self._longest >= self.capacity:
+            raise UsageError(f"the KV cache is full: it holds {self.capacity} tokens a sequence.")
+        self._longest += 1
+        self._next.positions += 1
+        self._context.run(self._next)
+        for sequence in range(self.batch):
+            self._choose(sequence, sequence)
+
+    def tokens(self) -> list[int]:
+        """See ``Decoder.tokens``."""
+        chosen: list[int] = self._next.tokens.tolist()
+        return chosen
+
+    def close(self) -> None:
+        """See ``Decoder.close``."""
+        self._free_samplers()
+        self._context.close()
+
+    def _choose(self, index: int, sequence: int) -> None:
+        """Put the token that the logits of ``index`` give into the next step's batch."""
+        if not self._samplers:
+            self._next.tokens[sequence] = self._context.logits(index).argmax()
+            return
+        import llama_cpp
+
+        self._next.tokens[sequence] = llama_cpp.llama_sampler_sample(
+            self._samplers[sequence], self._context.handle, index
+        )
+
+    def _free_samplers(self) -> None:
+        import llama_cpp
+
+        for sampler in self._samplers:
+            llama_cpp.llama_sampler_free(sampler)
+        self._samplers = []
+
+
+def _sampler(sampling: Sampling, sequence: int) -> Any:
+    """llama.cpp's samplers in ``Sampling``'s order, with a seed of the sequence's own."""
+    import llama_cpp
+
+    seed = int(np.random.SeedSequence((sampling.seed, sequence)).generate_state(1)[0])
+    if seed == llama_cpp.LLAMA_DEFAULT_SEED:  # means "a random one" to llama.cpp
+        seed = 0
+    parts = [llama_cpp.llama_sampler_init_temp(sampling.temperature)]
+    if sampling.top_k > 0:
+        parts.append(llama_cpp.llama_sampler_init_top_k(sampling.top_k))
+    if sampling.top_p < 1.0:
+        parts.append(llama_cpp.llama_sampler_init_top_p(sampling.top_p, 1))
+    parts.append(llama_cpp.llama_sampler_init_dist(seed))
+    chain = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
+    for part in parts:
+        llama_cpp.llama_sampler_chain_add(chain, part)
+    return chain
+
+
+def score_windows(
+    model: LlamaCppModel, windows: Sequence[Window], *, batch_tokens: int
+) -> Iterator[WindowScore]:
+    """Score windows in order, at most ``batch_tokens`` tokens at once.
+
+    What a window has in common with the one before it, up to the tokens to be scored, is kept in
+    the KV cache: the endings of one HellaSwag question cost their context once.
+    """
+    longest = max((len(window.ids) for window in windows), default=0)
+    if longest == 0:
+        return
+    rows = max(1, _LOGITS_BYTES // (4 * model.vocab_size))
+    chunk = min(_CHUNK_TOKENS, batch_tokens, longest, rows)
+    context = model.context(sequences=1, capacity=longest, chunk=chunk, outputs=chunk)
+    batch = _Batch(chunk, 1)
+    cached: tuple[int, ...] = ()
+    try:
+        for window in windows:
+            keep = min(_common_prefix(cached, window.ids), window.score_from - 1)
+            context.forget(keep=keep)
+            cached = window.ids[:-1]  # the last token is only predicted
+            yield _score(context, batch, chunk, window, keep)
+    finally:
+        context.close()
+
+
+def _score(context: _Context, batch: _Batch, chunk: int, window: Window, keep: int) -> WindowScore:
+    """Score one window whose first ``keep`` tokens are in the KV cache."""
+    ids = np.asarray(window.ids)
+    logprobs: list[float] = []
+    greedy = True
+    for start in range(keep, len(ids) - 1, chunk):
+        positions = np.arange(start, min(start + chunk, len(ids) - 1))
+        wanted = positions >= window.score_from - 1
+        batch.fill(ids[positions], positions, np.zeros(len(positions), np.int64), wanted)
+        context.run(batch)
+        indices = np.flatnonzero(wanted)
+        for first in range(0, len(indices), _ROWS_AT_ONCE):
+            part = indices[first : first + _ROWS_AT_ONCE]
+            logits = np.stack([context.logits(int(index)) for index in part])  # [n, V]
+            targets = ids[positions[part] + 1]
+            logprobs.extend(_log_probability(logits, targets).tolist())
+            greedy = greedy and bool((logits.argmax(axis=1) == targets).all())
+    return WindowScore(logprobs=tuple(logprobs), greedy=greedy)
+
+
+def _log_probability(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Natural-log probability float64[n] of ``targets`` under float32 logits [n, V]."""
+    highest = logits.max(axis=1, keepdims=True)
+    total = np.exp(logits - highest).sum(axis=1, dtype=np.float64)
+    chosen = logits[np.arange(len(targets)), targets].astype(np.float64)
+    return chosen - highest[:, 0] - np.log(total)
+
+
+def _common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
+    count = 0
+    for a, b in zip(one, other, strict=False):
+        if a != b:
+            break
+        count += 1
+    return count
