@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from io import StringIO
 from typing import TYPE_CHECKING
 
@@ -46,6 +47,12 @@ def render_table(comparison: Comparison, width: int, color: bool) -> str:
     parts += [Padding(Text(line), (0, 0, 0, 2)) for line in others]
     parts.append(Text())
     parts += [Text(line, style="dim") for line in _foot(comparison, full_width)]
+    return styled(parts, width=width, color=color)
+
+
+def styled(parts: Iterable[RenderableType], *, width: int, color: bool) -> str:
+    """Rich's renderables as text, without the spaces that rich leaves at line ends."""
+    console = _console(width, color)
     for part in parts:
         console.print(part)
     text = console.file.getvalue()  # type: ignore[attr-defined]

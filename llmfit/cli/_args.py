@@ -1,0 +1,158 @@
+"""Command-line values: parsed, checked before anything long begins, errors naming the value."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+from llmfit.errors import UsageError
+
+MAX_COUNT = 10**9
+MAX_SEED = 2**32 - 1
+"""The largest seed that torch, numpy and llama.cpp all take."""
+
+Subparsers = argparse._SubParsersAction  # argparse has no public name for what add_parser is on
+
+
+class Parser(argparse.ArgumentParser):
+    """An argparse parser that raises UsageError, and takes no abbreviated options."""
+
+    def __init__(self, **settings: Any) -> None:
+        settings.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(**settings, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise the message as UsageError; argparse itself would print and exit."""
+        raise UsageError(message.rstrip(".") + ".", hint=f"{self.prog} --help")
+
+
+def whole(least: int, most: int = MAX_COUNT) -> Callable[[str], int]:
+    """A parser of whole numbers in ``least`` … ``most``."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if not least <= value <= most:
+            limit = f"of {least} or more" if value < least else f"of at most {most}"
+            raise argparse.ArgumentTypeError(f"must be a whole number {limit}, not {text!r}")
+        return value
+
+    return parse
+
+
+def number(
+    *, above: float | None = None, least: float | None = None, most: float = math.inf
+) -> Callable[[str], float]:
+    """A parser of finite numbers ``above`` one bound or from ``least`` on, up to ``most``."""
+    low = f"above {above:g}" if above is not None else f"of {least:g} or more"
+    limit = low if math.isinf(most) else f"{low} and at most {most:g}"
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        inside = (above is None or value > above) and (least is None or value >= least)
+        if not (math.isfinite(value) and inside and value <= most):
+            raise argparse.ArgumentTypeError(f"must be a number {limit}, not {text!r}")
+        return value
+
+    return parse
+
+
+def readable_file(text: str) -> str:
+    """The path of a file that is there and can be read."""
+    path = Path(text).expanduser()
+    if not path.is_file():
+        kind = "is a folder, not a file" if path.is_dir() else "is not there"
+        raise argparse.ArgumentTypeError(f"the file {text!r} {kind}")
+    if not os.access(path, os.R_OK):
+        raise argparse.ArgumentTypeError(f"the file {text!r} cannot be read: no permission")
+    return str(path)
+
+
+def output_file(text: str) -> Path:
+    """A path at which a file can be written; its folder has to be there."""
+    path = Path(text).expanduser()
+    if not text or path.is_dir():
+        raise argparse.ArgumentTypeError(f"must be a file, and {text!r} is a folder")
+    target = path if path.exists() and not path.is_file() else path.parent
+    if not target.exists():
+        raise argparse.ArgumentTypeError(f"the folder {str(path.parent)!r} is not there")
+    if not os.access(target, os.W_OK):
+        raise argparse.ArgumentTypeError(f"cannot write to {str(target)!r}: no permission")
+    return path
+
+
+def folder(text: str) -> str:
+    """A folder that can be written, or that can be made."""
+    path = Path(text).expanduser()
+    if not text or (path.exists() and not path.is_dir()):
+        raise argparse.ArgumentTypeError(f"must be a folder, and {text!r} is not one")
+    nearest = next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise argparse.ArgumentTypeError(f"cannot write to {str(nearest)!r}")
+    return str(path)
+
+
+def backend_list(text: str) -> tuple[str, ...]:
+    """Backend ids from ``a,b,c``; raises UsageError for an unknown, doubled or empty one."""
+    from llmfit.backends.registry import get_backend
+
+    ids = tuple(part.strip() for part in text.split(","))
+    if not all(ids):
+        raise UsageError(
+            f"--backends has an empty entry: {text!r}.", hint="--backends bf16,nf4,gguf"
+        )
+    for spec in ids:
+        get_backend(spec)
+        if ids.count(spec) > 1:
+            raise UsageError(f"--backends names {spec!r} twice.", hint="name each backend once")
+    return ids
+
+
+def one_backend(text: str) -> str:
+    """One backend id; raises UsageError for an unknown one."""
+    from llmfit.backends.registry import get_backend
+
+    get_backend(text)
+    return text
+
+
+def checkpoint(text: str) -> tuple[str, str]:
+    """``ID=PATH_OR_ID`` as a pair; raises UsageError for a backend that takes no checkpoint."""
+    from llmfit.backends.registry import backend_ids, get_backend
+
+    backend, sign, place = text.partition("=")
+    if not sign or not backend or not place:
+        raise UsageError(
+            f"--checkpoint takes ID=PATH_OR_ID, not {text!r}.",
+            hint="--checkpoint awq=./my-model-awq",
+        )
+    if not get_backend(backend).takes_checkpoint:
+        takers = ", ".join(name for name in backend_ids() if get_backend(name).takes_checkpoint)
+        raise UsageError(
+            f"--checkpoint {text!r}: {backend} takes no checkpoint; {takers} do.",
+            hint="llmfit compare --help",
+        )
+    return backend, checkpoint_place(place)
+
+
+def checkpoint_place(place: str) -> str:
+    """A checkpoint's path, which has to be there, or a hub id."""
+    path = Path(place).expanduser()
+    if path.exists():
+        return str(path)
+    looks_local = place.startswith((".", "/", "~")) or place.count("/") != 1
+    if looks_local or place.endswith((".gguf", "/")):
+        raise UsageError(
+            f"the checkpoint {place!r} is not there.",
+            hint="a folder, a .gguf file, or a hub id like org/name",
+        )
+    return place

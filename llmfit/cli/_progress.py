@@ -1,0 +1,135 @@
+"""Progress of a comparison on stderr: a moving bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from llmfit.cli._console import is_terminal, say
+from llmfit.planning.recommend import STATUS_WORDS, needed_bytes
+from llmfit.report._text import plain
+from llmfit.units import format_bytes, format_percent, format_rate, format_seconds
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from rich.progress import Progress, TaskID
+
+    from llmfit.records import RunRecord
+
+
+class Silent:
+    """Shows nothing (``--quiet``); the base of the other two."""
+
+    def __enter__(self) -> Silent:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        return None
+
+    def row_started(self, backend: str, label: str, index: int, total: int) -> None:
+        """A row begins; ``index`` counts from 0."""
+
+    def progress(self, backend: str, stage: str, done: int, total: int) -> None:
+        """A row's stage has moved on; ``total`` is 0 where it is not known."""
+
+    def row_done(self, record: RunRecord) -> None:
+        """A row has its record."""
+
+
+class Lines(Silent):
+    """A line when a row begins and a line when it is done, without control codes."""
+
+    def row_started(self, backend: str, label: str, index: int, total: int) -> None:
+        """See ``Silent``."""
+        say(f"[{index + 1}/{total}] {plain(label)} …")
+
+    def row_done(self, record: RunRecord) -> None:
+        """See ``Silent``."""
+        say(f"      {summary(record)}")
+
+
+class Bars(Silent):
+    """A bar for the row that runs, with its stage; finished rows stay as lines above it."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+        self._progress: Progress = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=20),
+            TextColumn("{task.fields[count]}", markup=False),
+            TimeElapsedColumn(),
+            console=Console(stderr=True, markup=False, highlight=False, emoji=False),
+            transient=True,
+        )
+        self._task: TaskID | None = None
+        self._title = ""
+
+    def __enter__(self) -> Bars:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._progress.stop()
+
+    def row_started(self, backend: str, label: str, index: int, total: int) -> None:
+        """See ``Silent``."""
+        self._title = f"[{index + 1}/{total}] {plain(label)}"
+        self._task = self._progress.add_task(self._title, total=None, count="")
+
+    def progress(self, backend: str, stage: str, done: int, total: int) -> None:
+        """See ``Silent``."""
+        if self._task is not None:
+            self._progress.update(
+                self._task,
+                description=f"{self._title}: {plain(stage)}",
+                completed=done,
+                total=total or None,
+                count=f"{done}/{total}" if total else "",
+            )
+
+    def row_done(self, record: RunRecord) -> None:
+        """See ``Silent``."""
+        if self._task is not None:
+            self._progress.remove_task(self._task)
+            self._task = None
+        self._progress.console.print(f"{self._title}: {summary(record)}")
+
+
+def observer(*, quiet: bool) -> Silent:
+    """What suits stderr: nothing, moving bars, or plain lines."""
+    if quiet:
+        return Silent()
+    return Bars() if is_terminal(sys.stderr) else Lines()
+
+
+def summary(record: RunRecord) -> str:
+    """A finished row in one line: the figures that there are, or the reason."""
+    if record.status != "ok":
+        reason = f": {plain(record.reason)}" if record.reason else ""
+        return f"{STATUS_WORDS[record.status]}{reason}"
+    parts = ["ok"]
+    if record.decode is not None:
+        parts.append(f"{format_rate(record.decode.tokens_per_s.median)} tokens/s")
+    need = needed_bytes(record)
+    if need is not None:
+        parts.append(format_bytes(need))
+    if record.hellaswag is not None:
+        parts.append(f"HellaSwag {format_percent(record.hellaswag.acc_norm)}")
+    if record.perplexity is not None:
+        parts.append(f"perplexity {record.perplexity.token:.2f}")
+    if record.total_s is not None:
+        parts.append(format_seconds(record.total_s))
+    return " · ".join(parts)

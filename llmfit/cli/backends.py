@@ -1,0 +1,124 @@
+"""``llmfit backends``: which rows can run here, with which versions, and what to install."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from llmfit.cli import _args
+from llmfit.cli._console import emit
+
+if TYPE_CHECKING:
+    from llmfit.backends.base import Backend
+
+_DESCRIPTION = """\
+List the deploy formats, whether the packages of each are installed here and in
+which version, and the command that installs what is missing.
+"""
+
+_EPILOG = """\
+example:
+  llmfit backends --format json
+"""
+
+
+def add_parser(verbs: _args.Subparsers[_args.Parser]) -> None:
+    """Add the verb and its options."""
+    parser = verbs.add_parser(
+        "backends",
+        help="what works here, in which versions, and what to install",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+    )
+    parser.set_defaults(run=run)
+    parser.add_argument(
+        "--format",
+        choices=("table", "json"),
+        default="table",
+        help="form of the result (default: %(default)s)",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """What one deploy format, or the scoring of quality, needs."""
+
+    id: str
+    label: str
+    works: bool
+    """True when every package is installed."""
+    packages: dict[str, str | None]
+    """Installed version by name; None where it is missing."""
+    install: str | None
+    """The command that installs what is missing; None where nothing is."""
+    devices: tuple[str, ...] = ()
+    variants: tuple[str, ...] = ()
+    takes_checkpoint: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listing:
+    """The answer of ``llmfit backends --format json``."""
+
+    schema_version: int = 1
+    backends: tuple[Part, ...]
+    evaluation: Part
+
+
+def run(args: argparse.Namespace) -> int:
+    """Look at what is installed, without importing any of it, and print."""
+    from llmfit.backends.registry import backend_ids, get_backend
+    from llmfit.records import to_json
+
+    parts = tuple(_part(get_backend(name)) for name in backend_ids())
+    if args.format == "json":
+        emit(to_json(Listing(backends=parts, evaluation=_evaluation())) + "\n")
+    else:
+        emit(_table([*parts, _evaluation()]))
+    return 0
+
+
+def _part(backend: Backend) -> Part:
+    return Part(
+        id=backend.id,
+        label=backend.label,
+        works=not backend.missing(),
+        packages={package.distribution: package.installed() for package in backend.packages},
+        install=backend.install_hint() if backend.missing() else None,
+        devices=tuple(sorted(backend.devices)),
+        variants=tuple(sorted(backend.variants)),
+        takes_checkpoint=backend.takes_checkpoint,
+    )
+
+
+def _evaluation() -> Part:
+    """lm-eval is of no backend, and without it the quality columns stay empty."""
+    from llmfit.backends.base import Package
+
+    version = Package("lm_eval", "lm_eval").installed()
+    return Part(
+        id="(quality)",
+        label="HellaSwag, perplexity",
+        works=version is not None,
+        packages={"lm_eval": version},
+        install=None if version else "pip install 'llmfit[eval]'",
+    )
+
+
+def _table(parts: list[Part]) -> str:
+    from llmfit.cli._tables import simple_table
+
+    rows = [
+        (
+            part.id,
+            part.label,
+            "yes" if part.works else "no",
+            ", ".join(f"{name} {version or 'missing'}" for name, version in part.packages.items()),
+        )
+        for part in parts
+    ]
+    text = simple_table(("id", "format", "works here", "packages"), rows)
+    missing = {part.install: None for part in parts if part.install}
+    lines = [f"To install what is missing: {command}" for command in missing]
+    return text + "\n" + "\n".join(lines or ["Everything is installed."]) + "\n"

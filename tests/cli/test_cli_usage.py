@@ -1,0 +1,256 @@
+"""The real command line: wrong arguments, help, and what stays unimported."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def llmfit(
+    *words: str, stdin: bytes = b"", cwd: Path | None = None, **env: str
+) -> subprocess.CompletedProcess[str]:
+    """Run ``llmfit`` as a user does, in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-m", "llmfit", *words],
+        input=stdin,
+        capture_output=True,
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8", **env},
+        timeout=60,
+        check=False,
+    )
+    return subprocess.CompletedProcess(
+        done.args, done.returncode, done.stdout.decode(), done.stderr.decode()
+    )
+
+
+WRONG = [
+    (["compar"], "compar"),
+    (["compare", "--batch", "0"], "'0'"),
+    (["compare", "--batch", "two"], "'two'"),
+    (["compare", "--batch", "1.5"], "'1.5'"),
+    (["compare", "--batch", "9999999999"], "'9999999999'"),
+    (["compare", "--prompt-tokens", "-3"], "'-3'"),
+    (["compare", "--new-tokens", "1"], "'1'"),
+    (["compare", "--repeats", "0"], "'0'"),
+    (["compare", "--warmup", "-1"], "'-1'"),
+    (["compare", "--gpu-gb", "0"], "'0'"),
+    (["compare", "--gpu-gb", "nan"], "'nan'"),
+    (["compare", "--gpu-gb", "inf"], "'inf'"),
+    (["compare", "--gpu-gb", "8GB"], "'8GB'"),
+    (["compare", "--time-limit", "0"], "'0'"),
+    (["compare", "--threads", "0"], "'0'"),
+    (["compare", "--seed", "4294967296"], "'4294967296'"),
+    (["compare", "--limit", "0"], "'0'"),
+    (["compare", "--ppl-window", "1"], "'1'"),
+    (["compare", "--device", "tpu"], "'tpu'"),
+    (["compare", "--format", "xml"], "'xml'"),
+    (["compare", "--form", "json"], "'--form'"),
+    (["compare", "--promt-tokens", "5"], "'--promt-tokens'"),
+    (["compare", "a", "b"], "'b'"),
+    (["compare", "--backends", "bf16,fp3"], "'fp3'"),
+    (["compare", "--backends", "bf16,bf16"], "'bf16'"),
+    (["compare", "--backends", "bf16,,nf4"], "'bf16,,nf4'"),
+    (["compare", "--backends", ""], "''"),
+    (["compare", "--backends", "bf16:q3_k_m"], "'q3_k_m'"),
+    (["compare", "--checkpoint", "awq"], "'awq'"),
+    (["compare", "--checkpoint", "awq="], "'awq='"),
+    (["compare", "--checkpoint", "bf16=x/y"], "'bf16=x/y'"),
+    (["compare", "--checkpoint", "fp3=x/y"], "'fp3'"),
+    (["compare", "--checkpoint", "awq=./not-there"], "'./not-there'"),
+    (["compare", "--checkpoint", "gguf=not-there.gguf"], "'not-there.gguf'"),
+    (["compare", "--checkpoint", "awq=a/b", "--checkpoint", "awq=a/c"], "'awq'"),
+    (["compare", "--backends", "bf16", "--checkpoint", "awq=a/b"], "awq=a/b"),
+    (["compare", "--hellaswag-file", "not-there.jsonl"], "'not-there.jsonl'"),
+    (["compare", "--text-file", "."], "'.'"),
+    (["compare", "--calibration", "not-there.txt"], "'not-there.txt'"),
+    (["compare", "--no-eval", "--limit", "5"], "--limit"),
+    (["compare", "--out", "."], "'.'"),
+    (["compare", "--out", "not-there/x.json"], "'not-there'"),
+    (["compare", "--out"], "--out"),
+    (["generate"], "prompt"),
+    (["generate", "--prompt", " "], "empty"),
+    (["generate", "--prompt", "a", "--prompt-file", "b"], "b"),
+    (["generate", "--prompt", "a", "--backend", "fp3"], "'fp3'"),
+    (["generate", "--prompt", "a", "--temperature", "-1"], "'-1'"),
+    (["generate", "--prompt", "a", "--top-p", "0"], "'0'"),
+    (["generate", "--prompt", "a", "--top-p", "1.5"], "'1.5'"),
+    (["generate", "--prompt", "a", "--top-k", "-1"], "'-1'"),
+    (["generate", "--prompt", "a", "--max-new-tokens", "0"], "'0'"),
+    (["backends", "--format", "md"], "'md'"),
+    (["cache"], "ACTION"),
+    (["cache", "lst"], "'lst'"),
+    (["cache", "clear"], "--all"),
+    (["cache", "clear", "a", "--all"], "--all"),
+]
+
+
+@pytest.mark.parametrize(("words", "named"), WRONG, ids=lambda value: str(value)[:60])
+def test_a_wrong_argument_is_one_message_and_exit_2(
+    words: list[str], named: str, tmp_path: Path
+) -> None:
+    """Each wrong argument gives exit code 2 and one message naming it, before any work."""
+    done = llmfit(*words, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == ""
+    first, *hint = done.stderr.splitlines()
+    assert first.startswith("llmfit: error: ") and named in first
+    assert "Traceback" not in done.stderr
+    assert len(hint) <= 1 and all(line.startswith("Try: ") for line in hint)
+
+
+def test_a_mistyped_command_gets_a_suggestion() -> None:
+    """``compar`` is answered with ``compare``."""
+    assert "Try: llmfit compare\n" in llmfit("compar").stderr
+
+
+def test_every_wrong_backend_message_names_the_known_ones() -> None:
+    """An unknown backend's message lists what there is."""
+    text = llmfit("compare", "--backends", "fp3").stderr
+    assert all(name in text for name in ("bf16", "sdpa", "nf4", "gguf"))
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write everywhere")
+def test_an_output_folder_without_permission_is_refused(tmp_path: Path) -> None:
+    """--out into a read-only folder fails before the run, not after it."""
+    locked = tmp_path / "locked"
+    locked.mkdir(mode=0o500)
+    done = llmfit("compare", "--out", str(locked / "x.json"))
+    assert done.returncode == 2 and "no permission" in done.stderr
+
+
+def test_control_characters_in_arguments_are_not_sent_back() -> None:
+    """A message shows an escape sequence of an argument as text."""
+    done = llmfit("compare", "--backends", "\x1b[31mred")
+    assert done.returncode == 2
+    assert "\x1b" not in done.stderr and "x1b[31mred" in done.stderr
+
+
+def test_a_prompt_that_is_not_text_is_refused(tmp_path: Path) -> None:
+    """Bytes that are not UTF-8 are named with their place."""
+    done = llmfit("generate", stdin=b"ab\xff")
+    assert done.returncode == 2 and "byte 2 is 0xff" in done.stderr
+
+
+def test_no_arguments_show_the_help() -> None:
+    """``llmfit`` alone shows what there is, and is a usage error."""
+    done = llmfit()
+    assert done.returncode == 2 and "llmfit compare" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["compare"],
+        ["generate"],
+        ["backends"],
+        ["cache"],
+        ["cache", "list"],
+        ["cache", "clear"],
+    ],
+    ids=" ".join,
+)
+def test_help_fits_80_columns_and_has_an_example(words: list[str]) -> None:
+    """Each help goes to stdout, fits 80 columns and shows an example."""
+    done = llmfit(*words, "--help", COLUMNS="80")
+    assert done.returncode == 0 and done.stderr == ""
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    assert "example" in done.stdout and "llmfit" in done.stdout
+
+
+def test_version() -> None:
+    """--version prints the package's version."""
+    from llmfit import __version__
+
+    done = llmfit("--version")
+    assert (done.returncode, done.stdout) == (0, f"llmfit {__version__}\n")
+
+
+HEAVY = ("torch", "transformers", "rich", "numpy", "msgspec", "lm_eval", "llama_cpp", "gptqmodel")
+
+
+@pytest.mark.parametrize(
+    ("words", "light"),
+    [
+        (["--help"], HEAVY),
+        (["compare", "--help"], HEAVY),
+        (["backends", "--help"], HEAVY),
+        (["backends"], ("torch", "transformers", "llama_cpp", "gptqmodel", "bitsandbytes")),
+        (["compare", "--batch", "0"], ("torch", "transformers", "rich")),
+    ],
+    ids=lambda value: " ".join(value)[:30],
+)
+def test_what_stays_unimported(words: list[str], light: tuple[str, ...]) -> None:
+    """Help, listings and usage errors import none of the heavy packages."""
+    code = (
+        "import sys; from llmfit.cli.main import main; main(sys.argv[2:]); "
+        "print([m for m in sys.argv[1].split() if m in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, " ".join(light), *words],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=True,
+        timeout=60,
+    )
+    assert done.stderr.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("words", [["--help"], ["backends", "--help"]], ids=" ".join)
+def test_help_is_quick(words: list[str]) -> None:
+    """Help takes less than 0.3 s (the best of five, since the machine may be busy)."""
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        llmfit(*words)
+        times.append(time.perf_counter() - start)
+    assert min(times) < 0.3
+
+
+def test_a_closed_pipe_is_no_traceback() -> None:
+    """``llmfit --help | head -0`` ends quietly."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "llmfit", "backends", "--format", "json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=ROOT,
+    )
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    errors = process.stderr.read().decode()
+    process.stderr.close()
+    assert process.wait(timeout=60) in (0, 1)
+    assert errors == ""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+def test_a_full_disk_is_one_message() -> None:
+    """A result that cannot be written to stdout is an error with its cause."""
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "llmfit", "backends"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            check=False,
+            timeout=60,
+        )
+    assert done.returncode == 1
+    assert done.stderr.startswith("llmfit: error: cannot write the result to stdout")
+    assert "Traceback" not in done.stderr and "Exception" not in done.stderr
+
+
+def test_a_narrow_encoding_is_no_crash() -> None:
+    """Where stdout knows only ASCII, the listing still prints."""
+    done = llmfit("backends", PYTHONIOENCODING="ascii", PYTHONUTF8="0")
+    assert done.returncode == 0 and "nf4" in done.stdout
