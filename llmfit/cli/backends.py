@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
     if args.format == "json":
         emit(to_json(Listing(backends=parts, evaluation=_evaluation())) + "\n")
     else:
-        emit(_table([*parts, _evaluation()]))
+        emit(_table(parts, _evaluation()))
     return 0
 
 
@@ -106,19 +106,29 @@ def _evaluation() -> Part:
     )
 
 
-def _table(parts: list[Part]) -> str:
+def _table(backends: tuple[Part, ...], evaluation: Part) -> str:
     from llmfit.cli._tables import simple_table
 
+    shared = [name for name in backends[0].packages if all(name in b.packages for b in backends)]
+    parts = (*backends, evaluation)
     rows = [
-        (
-            part.id,
-            part.label,
-            "yes" if part.works else "no",
-            ", ".join(f"{name} {version or 'missing'}" for name, version in part.packages.items()),
-        )
+        (part.id, part.label, "yes" if part.works else "no", _versions(part, leave_out=shared))
         for part in parts
     ]
-    text = simple_table(("id", "format", "works here", "packages"), rows)
-    missing = {part.install: None for part in parts if part.install}
-    lines = [f"To install what is missing: {command}" for command in missing]
-    return text + "\n" + "\n".join(lines or ["Everything is installed."]) + "\n"
+    all_rows = ", ".join(f"{name} {backends[0].packages[name] or 'missing'}" for name in shared)
+    missing = dict.fromkeys(part.install for part in parts if part.install)
+    lines = [
+        simple_table(("id", "format", "works here", "packages"), rows),
+        f"Every row: {all_rows}",
+        *(f"To install what is missing: {command}" for command in missing),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _versions(part: Part, *, leave_out: list[str]) -> str:
+    own = [
+        f"{name} {version or 'missing'}"
+        for name, version in part.packages.items()
+        if name not in leave_out
+    ]
+    return ", ".join(own) or "–"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -71,13 +72,27 @@ def add_parser(verbs: _args.Subparsers[_args.Parser]) -> None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Item:
+    """One artifact, as ``llmfit cache list --format json`` shows it."""
+
+    key: str
+    kind: str
+    model: str
+    path: str
+    size_bytes: int
+    created_at: datetime | None
+    settings: dict[str, str | int | float | bool | None]
+    damaged: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Listing:
     """The answer of ``llmfit cache list --format json``."""
 
     schema_version: int = 1
     root: str
     total_bytes: int
-    entries: tuple[CacheEntry, ...]
+    entries: tuple[Item, ...]
 
 
 def run_list(args: argparse.Namespace) -> int:
@@ -88,8 +103,8 @@ def run_list(args: argparse.Namespace) -> int:
     entries = cache.entries()
     total_bytes = sum(entry.size_bytes for entry in entries)
     if args.format == "json":
-        root = str(cache.root)
-        emit(to_json(Listing(root=root, total_bytes=total_bytes, entries=entries)) + "\n")
+        root, items = str(cache.root), tuple(map(_item, entries))
+        emit(to_json(Listing(root=root, total_bytes=total_bytes, entries=items)) + "\n")
         return 0
     if entries:
         emit(_table(entries))
@@ -117,6 +132,19 @@ def _cache(args: argparse.Namespace) -> ArtifactCache:
     from llmfit.quantize.cache import ArtifactCache
 
     return ArtifactCache(Path(args.cache_dir) if args.cache_dir else None)
+
+
+def _item(entry: CacheEntry) -> Item:
+    return Item(
+        key=entry.key,
+        kind=entry.kind,
+        model=entry.model,
+        path=str(entry.path),
+        size_bytes=entry.size_bytes,
+        created_at=entry.created_at,
+        settings=dict(entry.settings),
+        damaged=entry.damaged,
+    )
 
 
 def _count(entries: Sequence[CacheEntry]) -> str:
