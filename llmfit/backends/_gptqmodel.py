@@ -1,0 +1,216 @@
+"""What the GPTQ and AWQ rows share: find or make the checkpoint, load it through transformers."""
+
+from __future__ import annotations
+
+import json
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmfit.backends._hf import HfModel, linear_kernel, load_causal_lm, weights_bytes
+from llmfit.backends._tokenizer import load_tokenizer
+from llmfit.backends.base import (
+    TORCH,
+    Backend,
+    LoadedModel,
+    LoadInfo,
+    Package,
+    Progress,
+    no_progress,
+)
+from llmfit.errors import ModelLoadError, UsageError
+from llmfit.models import local_folder, resolve
+from llmfit.quantize._gptqmodel import (
+    BITS,
+    LayerProgress,
+    Layers,
+    import_gptqmodel,
+    plan_layers,
+)
+from llmfit.quantize.cache import ArtifactCache, Setting
+from llmfit.quantize.calibration import calibration_file, load_calibration
+from llmfit.quantize.fingerprint import file_hash
+from llmfit.records import Kernel, ModelSpec, Plan
+
+if TYPE_CHECKING:
+    from torch import nn
+
+PACKAGES = (
+    *TORCH,
+    Package("gptqmodel", "GPTQModel"),
+    Package("optimum", "optimum"),
+    Package("accelerate", "accelerate"),
+)
+SEQUENCE_TOKENS = 512
+"""Length of a calibration sequence; the model's context where that is shorter."""
+_SHAPE = (
+    "model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    "num_key_value_heads", "head_dim", "vocab_size",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Artifact:
+    """The checkpoint to load, and what making it turned out to be."""
+
+    folder: Path
+    quantize_s: float | None = None
+    notes: tuple[str, ...] = ()
+
+
+class GptqModelBackend(Backend):
+    """A format that GPTQModel quantises and whose checkpoints transformers loads with it."""
+
+    packages = PACKAGES
+    extra = "gptq"
+    takes_checkpoint = True
+    samples: int
+    """Calibration sequences."""
+    settings: Mapping[str, bool]
+    """The method's own settings, part of the artifact's key."""
+
+    @abstractmethod
+    def quantize(
+        self,
+        model_path: Path,
+        folder: Path,
+        layers: Layers,
+        sequences: Sequence[Sequence[int]],
+        *,
+        device: str,
+        progress: LayerProgress,
+    ) -> None:
+        """Write the quantised checkpoint of ``model_path`` into ``folder``."""
+
+    def load(self, plan: Plan, progress: Progress = no_progress) -> LoadedModel:
+        """See ``Backend.load``."""
+        import_gptqmodel()
+        if plan.checkpoint is not None:
+            artifact = self._given(plan.checkpoint, plan.model)
+        elif plan.model.quantization is not None:
+            artifact = _Artifact(folder=Path(plan.model.path), notes=(_describe(plan.model.path),))
+        else:
+            artifact = self._make(plan, progress)
+        model = load_causal_lm(str(artifact.folder), plan, attention="sdpa")
+        repack(model)
+        info = LoadInfo(
+            kernel=Kernel(linear=linear_kernel(model), attention="sdpa"),
+            dtype=self.id,
+            weights_bytes=weights_bytes(model),
+            quantized_share=quantized_share(model),
+            notes=(*artifact.notes, *_arithmetic(model)),
+            artifact=str(artifact.folder),
+            quantize_s=artifact.quantize_s,
+        )
+        return HfModel(model, tokenizer=load_tokenizer(plan.model.path), info=info)
+
+    def _make(self, plan: Plan, progress: Progress) -> _Artifact:
+        source = Path(plan.model.path)
+        tokens = min(SEQUENCE_TOKENS, plan.model.max_position_embeddings)
+        layers = plan_layers(source)
+
+        def make(folder: Path) -> None:
+            progress("quantize", 0, plan.model.num_hidden_layers)
+            sequences = load_calibration(
+                plan.calibration_file,
+                load_tokenizer(plan.model.path),
+                samples=self.samples,
+                tokens=tokens,
+                seed=plan.seed,
+            )
+            self.quantize(
+                source,
+                folder,
+                layers,
+                sequences,
+                device=plan.device,
+                progress=lambda done, total: progress("quantize", done, total),
+            )
+
+        cache = ArtifactCache(Path(plan.cache_dir) if plan.cache_dir else None)
+        settings: dict[str, Setting] = {
+            "bits": BITS,
+            "group_size": layers.group_size,
+            **self.settings,
+            "calibration": file_hash(calibration_file(plan.calibration_file)),
+            "samples": self.samples,
+            "tokens": tokens,
+            "seed": plan.seed,
+            "gptqmodel": version("GPTQModel"),
+        }
+        folder, seconds = cache.get_or_make(self.id, source, settings, make)
+        notes = [f"group size {layers.group_size}; head and embeddings in bf16"]
+        if layers.kept:
+            notes.append(f"in bf16, as their shape does not divide: {', '.join(layers.kept)}")
+        return _Artifact(folder=folder, quantize_s=seconds, notes=tuple(notes))
+
+    def _given(self, checkpoint: str, wanted: ModelSpec) -> _Artifact:
+        spec = local_folder(resolve(checkpoint))
+        if spec.quantization not in self.loads_quantized:
+            raise UsageError(
+                f"--checkpoint {self.id}={checkpoint}: its quantization_config says "
+                f"{spec.quantization or 'nothing'}, this row loads {self.id} only.",
+                hint=f"a {self.id} checkpoint, or leave it out to quantise here",
+            )
+        for fact in _SHAPE:
+            theirs, ours = getattr(spec, fact), getattr(wanted, fact)
+            if theirs != ours:
+                raise ModelLoadError(
+                    f"--checkpoint {self.id}={checkpoint} is of another model: its {fact} is "
+                    f"{theirs}, {wanted.name} has {ours}.",
+                    hint=f"a {self.id} checkpoint of {wanted.name}",
+                )
+        return _Artifact(folder=Path(spec.path), notes=(_describe(spec.path),))
+
+
+def repack(model: nn.Module) -> None:
+    """Run one token, so that loading and not the first prompt pays for the kernels' own layout.
+
+    Raises ModelLoadError where a kernel cannot take a layer's shape.
+    """
+    import torch
+
+    ids = torch.zeros((1, 1), dtype=torch.long, device=next(model.parameters()).device)
+    try:
+        with torch.inference_mode():
+            model(ids, use_cache=False)
+    except (RuntimeError, ValueError, NotImplementedError) as exc:
+        raise ModelLoadError(
+            f"the kernel {linear_kernel(model)} cannot run this checkpoint: {exc}",
+            hint="the unquantised model, which is then quantised to shapes that the kernel takes",
+        ) from exc
+
+
+def quantized_share(model: nn.Module) -> float:
+    """Share of the parameters that sit in GPTQModel's layers, 0…1, tied tensors counted once."""
+    from gptqmodel.nn_modules.qlinear import BaseQuantLinear
+
+    quantized = sum(
+        module.in_features * module.out_features
+        for module in model.modules()
+        if isinstance(module, BaseQuantLinear)
+    )
+    other = sum(parameter.numel() for parameter in model.parameters())
+    return float(quantized / (quantized + other))
+
+
+def _describe(path: str) -> str:
+    """What a ready checkpoint's config says about how it was quantised."""
+    config: dict[str, Any] = json.loads((Path(path) / "config.json").read_text("utf-8"))
+    quantization = config["quantization_config"]
+    facts = [
+        f"{quantization.get('bits', '?')} bits",
+        f"group size {quantization.get('group_size', '?')}",
+    ]
+    if quantization.get("desc_act"):
+        facts.append("activation order")
+    return f"ready checkpoint: {', '.join(facts)}"
+
+
+def _arithmetic(model: nn.Module) -> tuple[str, ...]:
+    """A note where transformers chose another type than the other rows run in."""
+    dtype = str(model.dtype).removeprefix("torch.")
+    return () if dtype == "bfloat16" else (f"arithmetic in {dtype}: the kernel takes no bfloat16",)

@@ -1,0 +1,208 @@
+"""Quantising with GPTQModel: what its GPTQ and its AWQ share.
+
+The outcome is a checkpoint in the common layout (config.json with a ``quantization_config``,
+safetensors, tokenizer) that plain transformers loads.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from llmfit.errors import LlmfitError, QuantizationError
+
+BITS = 4
+GROUP_SIZES = (128, 64, 32)
+"""Inputs that share a scale; the first is the format's usual one."""
+PACK_ROWS = 32
+"""Both sides of a quantised matrix must be multiples of this.
+
+Eight 4-bit values go into an int32; GPTQModel packs blocks of 32 × 32, and torch's int4 CPU
+kernel takes output rows in multiples of 16.
+Source: GPTQModel 7.6, ``pack_block``; PyTorch 2.13, ``_convert_weight_to_int4pack_for_cpu``.
+"""
+
+# Layers fed by one norm are rescaled together by AWQ, so they are quantised all or none.
+_SIBLINGS = (frozenset(("q_proj", "k_proj", "v_proj")), frozenset(("gate_proj", "up_proj")))
+
+LayerProgress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Layers:
+    """Which linear layers of a model are quantised, by name inside a decoder block."""
+
+    group_size: int
+    quantized: tuple[str, ...]
+    """e.g. ``self_attn.q_proj``."""
+    kept: tuple[str, ...]
+    """Left in bf16: their shape does not divide."""
+
+
+@contextmanager
+def _environment_kept() -> Iterator[None]:
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        for name in set(os.environ) - set(before):
+            del os.environ[name]
+        os.environ.update(before)
+
+
+def import_gptqmodel() -> ModuleType:
+    """GPTQModel, imported so that the rest of this process stays as it was.
+
+    Its import points the Hugging Face caches to a folder under /tmp and tunes CUDA's allocator
+    through environment variables; both would change what is loaded or measured afterwards, so
+    the variables are put back.
+    """
+    # Libraries that read those variables at import must have read the user's own first.
+    import huggingface_hub  # noqa: F401
+    import transformers  # noqa: F401
+
+    with _environment_kept():
+        # With fewer than 3 cores GPTQModel makes a pool of one thread, and then fails for want
+        # of a second one.
+        workers = max(2, min(12, ((os.cpu_count() or 1) + 1) // 2))
+        os.environ.setdefault("GPTQMODEL_CPU_WORKERS", str(workers))
+        import gptqmodel
+
+        gptqmodel.get_device_thread_pool()  # reads the variable
+    return gptqmodel
+
+
+def plan_layers(model_path: Path) -> Layers:
+    """Choose the group size and the layers to quantise, from the config alone.
+
+    The group size is the one of ``GROUP_SIZES`` that lets the most weights be quantised, the
+    larger of equals. Raises QuantizationError when no layer's shape allows it.
+    """
+    shapes = _linear_shapes(model_path)
+    weights = {name: sum(rows * columns for rows, columns in s) for name, s in shapes.items()}
+    best = max(
+        (_legal(shapes, group_size) for group_size in GROUP_SIZES),
+        key=lambda layers: (sum(weights[name] for name in layers.quantized), layers.group_size),
+    )
+    if not best.quantized:
+        widths = sorted({shape for s in shapes.values() for shape in s})
+        raise QuantizationError(
+            f"no linear layer of {model_path} can be packed in {BITS} bits: of the shapes "
+            f"{widths} none is a multiple of {PACK_ROWS} on both sides.",
+            hint="--backends without gptq and awq",
+        )
+    return best
+
+
+def _linear_shapes(model_path: Path) -> dict[str, set[tuple[int, int]]]:
+    """(out, in) of each kind of linear layer in the decoder blocks; no weights are read."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(model_path)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    shapes: dict[str, set[tuple[int, int]]] = {}
+    for name, module in model.named_modules():
+        match = re.search(r"\.\d+\.(.+)$", name)  # inside a numbered block
+        if match and isinstance(module, torch.nn.Linear):
+            shapes.setdefault(match[1], set()).add((module.out_features, module.in_features))
+    return shapes
+
+
+def _legal(shapes: dict[str, set[tuple[int, int]]], group_size: int) -> Layers:
+    fits = {
+        name: all(rows % PACK_ROWS == 0 and columns % group_size == 0 for rows, columns in s)
+        for name, s in shapes.items()
+    }
+    for name in shapes:
+        prefix, _, last = name.rpartition(".")
+        for siblings in _SIBLINGS:
+            if last in siblings:
+                fits[name] = all(
+                    fits.get(f"{prefix}.{sibling}".lstrip("."), True) for sibling in siblings
+                )
+    return Layers(
+        group_size=group_size,
+        quantized=tuple(name for name in shapes if fits[name]),
+        kept=tuple(name for name in shapes if not fits[name]),
+    )
+
+
+def exclusions(layers: Layers) -> dict[str, dict[str, Any]] | None:
+    """GPTQModel's ``dynamic`` setting that leaves the kept layers alone; None when all fit."""
+    return {rf"-:.*\.{re.escape(name)}$": {} for name in layers.kept} or None
+
+
+class _LayerCallback:
+    """GPTQModel calls ``layer_complete`` twice a layer: when quantised and when packed."""
+
+    def __init__(self, progress: LayerProgress, total: int) -> None:
+        self._progress = progress
+        self._total = total
+
+    def layer_complete(self, *, layer_idx: int, submodule_finalized: bool) -> None:
+        if submodule_finalized:
+            self._progress(layer_idx + 1, self._total)
+
+
+def quantize_to(
+    folder: Path,
+    model_path: Path,
+    settings: Any,
+    sequences: Sequence[Sequence[int]],
+    *,
+    device: str,
+    packing: str,
+    extra_config: dict[str, Any],
+    progress: LayerProgress,
+) -> None:
+    """Quantise the model at ``model_path`` by GPTQModel's ``settings`` and write it to ``folder``.
+
+    ``packing`` is the GPTQModel backend whose layout is written; ``extra_config`` goes into the
+    ``quantization_config``. Raises QuantizationError; OSError (a full disk) passes.
+    """
+    import torch
+
+    gptqmodel = import_gptqmodel()
+    offload = folder / ".offload"
+    settings.offload_to_disk_path = str(offload)
+    calibration = [{"input_ids": list(ids), "attention_mask": [1] * len(ids)} for ids in sequences]
+    try:
+        model = gptqmodel.GPTQModel.load(
+            str(model_path), settings, device=device, dtype=torch.bfloat16
+        )
+        model.layer_callback = _LayerCallback(
+            progress, model.model.config.get_text_config().num_hidden_layers
+        )
+        model.quantize(calibration, backend=gptqmodel.BACKEND(packing), batch_size=4)
+        model.save(str(folder))
+    except (LlmfitError, OSError):
+        raise
+    except Exception as exc:  # GPTQModel raises every kind, bare Exception too
+        raise QuantizationError(
+            f"GPTQModel could not quantise {model_path}: {type(exc).__name__}: {exc}",
+            hint="--checkpoint for a ready one, or --backends without this row",
+        ) from exc
+    finally:
+        shutil.rmtree(offload, ignore_errors=True)
+    _finish_config(folder, extra_config)
+
+
+def _finish_config(folder: Path, extra: dict[str, Any]) -> None:
+    """Add what transformers' own loader reads, and take out this machine's paths."""
+    for name, key in (("config.json", "quantization_config"), ("quantize_config.json", None)):
+        file = folder / name
+        config = json.loads(file.read_text("utf-8"))
+        quantization = config[key] if key else config
+        quantization.get("meta", {}).pop("offload_to_disk_path", None)
+        quantization.update(extra)
+        file.write_text(json.dumps(config, indent=2) + "\n", "utf-8")
