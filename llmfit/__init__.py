@@ -1,5 +1,68 @@
-"""llmfit: which deploy format of a language model fits, how fast it is, what quality it costs."""
+"""llmfit: which deploy format of a language model fits, how fast it is, what quality it costs.
+
+>>> import llmfit
+>>> comparison = llmfit.compare(backends=["bf16", "nf4"])
+>>> comparison.verdict.backend
+
+Names are resolved at first use: ``import llmfit`` imports no torch.
+"""
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from llmfit.comparison import ComparisonInterrupted, Observer, compare
+    from llmfit.decode.base import Sampling
+    from llmfit.deployer import Deployer, Generation
+    from llmfit.errors import LlmfitError
+    from llmfit.planning.recommend import recommend
+    from llmfit.records import Comparison, EvaluationSettings, RunRecord, Verdict, Workload
+
+_HOMES = {
+    "Comparison": "llmfit.records",
+    "ComparisonInterrupted": "llmfit.comparison",
+    "Deployer": "llmfit.deployer",
+    "EvaluationSettings": "llmfit.records",
+    "Generation": "llmfit.deployer",
+    "LlmfitError": "llmfit.errors",
+    "Observer": "llmfit.comparison",
+    "RunRecord": "llmfit.records",
+    "Sampling": "llmfit.decode.base",
+    "Verdict": "llmfit.records",
+    "Workload": "llmfit.records",
+    "compare": "llmfit.comparison",
+    "recommend": "llmfit.planning.recommend",
+}
+
+__all__ = [
+    "Comparison",
+    "ComparisonInterrupted",
+    "Deployer",
+    "EvaluationSettings",
+    "Generation",
+    "LlmfitError",
+    "Observer",
+    "RunRecord",
+    "Sampling",
+    "Verdict",
+    "Workload",
+    "__version__",
+    "compare",
+    "recommend",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'llmfit' has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -8,6 +8,7 @@
     │   └── QuantizationError  the quantised artifact could not be made
     ├── DoesNotFit           the memory budget is smaller than the need
     ├── EvaluationError      a text or task could not be scored
+    │   └── TaskUnavailable  lm-eval or a task's data is not here; speed and memory still count
     └── StoreError           a record, cache entry or output file could not be written or read
 
 Each message says what failed and with which value; ``hint`` is the next command to try.
@@ -62,6 +63,10 @@ class DoesNotFit(LlmfitError):
 
 class EvaluationError(LlmfitError):
     """A task or text could not be scored."""
+
+
+class TaskUnavailable(EvaluationError):
+    """lm-eval is not installed, or a task's data is neither here nor on a reachable hub."""
 
 
 class StoreError(LlmfitError):

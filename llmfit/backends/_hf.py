@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmfit.backends._tokenizer import load_tokenizer
-from llmfit.backends.base import LoadedModel, LoadInfo, Tokenizer
+from llmfit.backends.base import Backend, LoadedModel, LoadInfo, Tokenizer
 from llmfit.errors import EvaluationError, ModelLoadError, UsageError
 from llmfit.records import Kernel, Plan
 
@@ -17,6 +18,21 @@ if TYPE_CHECKING:
     from torch import nn
 
     from llmfit.decode.base import Decoder, Window, WindowScore
+
+
+class TorchBackend(Backend):
+    """What the backends that run a transformers model have in common."""
+
+    def prepare(self, plan: Plan) -> None:
+        """As the base; also imports the model's own class and wakes the matrix library."""
+        super().prepare(plan)
+        import torch
+        from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoTokenizer
+
+        del AutoTokenizer  # transformers imports a class's module when its name is first read
+        torch.nn.functional.linear(*torch.ones(2, 64, 64, dtype=torch.bfloat16))
+        with suppress(OSError, ValueError, KeyError):  # load meets the same and says it properly
+            MODEL_FOR_CAUSAL_LM_MAPPING[type(AutoConfig.from_pretrained(plan.model.path))]
 
 
 class HfModel(LoadedModel):
@@ -67,9 +83,7 @@ class HfModel(LoadedModel):
                 f"{self.context_length}.",
                 hint="a smaller --ppl-window",
             )
-        return score_windows(
-            self.model, windows, batch_tokens=batch_tokens, pad_id=self._pad_id()
-        )
+        return score_windows(self.model, windows, batch_tokens=batch_tokens, pad_id=self._pad_id())
 
     def close(self) -> None:
         """See ``LoadedModel.close``."""
@@ -177,6 +191,4 @@ def load_plain(plan: Plan, *, attention: str, compiled: bool = False) -> HfModel
         quantized_share=0.0,
         notes=notes,
     )
-    return HfModel(
-        model, tokenizer=load_tokenizer(plan.model.path), info=info, compiled=compiled
-    )
+    return HfModel(model, tokenizer=load_tokenizer(plan.model.path), info=info, compiled=compiled)

@@ -13,6 +13,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
@@ -180,6 +181,11 @@ class Backend(ABC):
         reason = outcome.unavailable or outcome.skipped
         if reason is not None:
             raise BackendUnavailable(f"{self.id}: {reason}.", hint="llmfit backends")
+
+    def prepare(self, plan: Plan) -> None:
+        """Import what ``load`` needs, so that the imports' memory is not taken for the model's."""
+        for package in self.packages:
+            import_module(package.module)
 
     @abstractmethod
     def load(self, plan: Plan, progress: Progress = no_progress) -> LoadedModel:

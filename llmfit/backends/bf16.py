@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from llmfit.backends._hf import load_plain
-from llmfit.backends.base import Backend, LoadedModel, Progress, no_progress
+from llmfit.backends._hf import TorchBackend, load_plain
+from llmfit.backends.base import LoadedModel, Progress, no_progress
 from llmfit.records import Plan
 
 
-class Bf16(Backend):
+class Bf16(TorchBackend):
     """Plain bf16, attention as three separate operations with the N×N matrix in memory."""
 
     id = "bf16"

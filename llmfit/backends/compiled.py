@@ -5,14 +5,14 @@ from __future__ import annotations
 import platform
 import shutil
 
-from llmfit.backends._hf import load_plain
-from llmfit.backends.base import Backend, Check, LoadedModel, Progress, no_progress
+from llmfit.backends._hf import TorchBackend, load_plain
+from llmfit.backends.base import Check, LoadedModel, Progress, no_progress
 from llmfit.records import Plan
 
 _CPU_COMPILERS = ("g++", "clang++", "c++")
 
 
-class Compiled(Backend):
+class Compiled(TorchBackend):
     """bf16 with SDPA and ``torch.compile`` of the decode step; a CUDA graph on a GPU."""
 
     id = "compiled"
@@ -21,7 +21,11 @@ class Compiled(Backend):
     def check(self, plan: Plan) -> Check:
         """As the base, and on a CPU a C++ compiler must be there for torch.compile's code."""
         outcome = super().check(plan)
-        if outcome == Check() and plan.device == "cpu" and not any(map(shutil.which, _CPU_COMPILERS)):
+        if (
+            outcome == Check()
+            and plan.device == "cpu"
+            and not any(map(shutil.which, _CPU_COMPILERS))
+        ):
             install = (
                 "xcode-select --install" if platform.system() == "Darwin" else "apt-get install g++"
             )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from llmfit.backends._bnb import PACKAGES, load_bnb
-from llmfit.backends.base import Backend, LoadedModel, Progress, no_progress
+from llmfit.backends._hf import TorchBackend
+from llmfit.backends.base import LoadedModel, Progress, no_progress
 from llmfit.records import Plan
 
 
-class Int8(Backend):
+class Int8(TorchBackend):
     """Weights in int8 with a scale per output row; activations quantised on the fly.
 
     Columns of activations beyond 6.0 are kept in 16 bits.

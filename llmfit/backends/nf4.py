@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from llmfit.backends._bnb import PACKAGES, load_bnb
-from llmfit.backends.base import Backend, LoadedModel, Progress, no_progress
+from llmfit.backends._hf import TorchBackend
+from llmfit.backends.base import LoadedModel, Progress, no_progress
 from llmfit.records import Plan
 
 
-class Nf4(Backend):
+class Nf4(TorchBackend):
     """Weights in 4-bit NormalFloat, blocks of 64 with a float32 scale; bf16 arithmetic.
 
     Source: Dettmers et al., QLoRA, 2023, arXiv:2305.14314.
@@ -35,5 +36,7 @@ class Nf4(Backend):
                 bnb_4bit_use_double_quant=False,
             )
         )
-        notes = () if own else ("blocks of 64, no double quantisation; head and embeddings in bf16",)
+        notes = (
+            () if own else ("blocks of 64, no double quantisation; head and embeddings in bf16",)
+        )
         return load_bnb(plan, config, "nf4", notes)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from llmfit.backends._hf import load_plain
-from llmfit.backends.base import Backend, LoadedModel, Progress, no_progress
+from llmfit.backends._hf import TorchBackend, load_plain
+from llmfit.backends.base import LoadedModel, Progress, no_progress
 from llmfit.records import Plan
 
 
-class Sdpa(Backend):
+class Sdpa(TorchBackend):
     """bf16 with SDPA: flash, memory-efficient or cuDNN attention on a GPU, flash on a CPU."""
 
     id = "sdpa"

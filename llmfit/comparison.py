@@ -1,0 +1,258 @@
+"""The whole job: one model, a row per deploy format, a verdict.
+
+model ─► ModelSpec ─► Plan per backend ─► run_isolated ─► RunRecord ─► file, at once
+                                                              └► recommend ─► Comparison
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Protocol
+
+from llmfit.backends.registry import backend_ids, get_backend, split_id
+from llmfit.errors import StoreError, UsageError
+from llmfit.files import write_atomically
+from llmfit.measure import check_workload
+from llmfit.models import local_folder, resolve
+from llmfit.planning.memory import predict_memory
+from llmfit.planning.recommend import recommend
+from llmfit.records import (
+    Comparison,
+    Device,
+    Environment,
+    EvaluationSettings,
+    ModelSpec,
+    Plan,
+    RunRecord,
+    Status,
+    Workload,
+    to_json,
+)
+from llmfit.runner.isolate import probe_environment, run_isolated
+from llmfit.runner.worker import blank_record
+from llmfit.units import format_bytes
+
+DEFAULT_TIME_LIMIT_S = 3600.0
+
+
+class Observer(Protocol):
+    """Told what happens while a comparison runs."""
+
+    def row_started(self, backend: str, label: str, index: int, total: int) -> None:
+        """Row ``index`` (from 0) of ``total`` begins."""
+
+    def progress(self, backend: str, stage: str, done: int, total: int) -> None:
+        """The running row's stage; ``total`` 0 means not known."""
+
+    def row_done(self, record: RunRecord) -> None:
+        """A row is finished and on disk."""
+
+
+class ComparisonInterrupted(KeyboardInterrupt):
+    """Ctrl-C: the running row was stopped, the finished ones are kept in ``comparison``."""
+
+    def __init__(self, comparison: Comparison) -> None:
+        super().__init__("interrupted")
+        self.comparison = comparison
+
+
+def default_runs_dir() -> Path:
+    """Where records are kept unless told otherwise: the user's data folder."""
+    from platformdirs import user_data_path
+
+    return user_data_path("llmfit") / "runs"
+
+
+def compare(
+    model: str | None = None,
+    *,
+    backends: Sequence[str] | None = None,
+    workload: Workload | None = None,
+    evaluation: EvaluationSettings | None = EvaluationSettings(),  # noqa: B008 - frozen
+    checkpoints: Mapping[str, str] | None = None,
+    calibration_file: str | None = None,
+    gpu_gb: float | None = None,
+    device: str | None = None,
+    threads: int | None = None,
+    seed: int = 0,
+    cache_dir: str | None = None,
+    runs_dir: str | None = None,
+    time_limit_s: float | None = DEFAULT_TIME_LIMIT_S,
+    observer: Observer | None = None,
+    command: str | None = None,
+) -> Comparison:
+    """Measure ``model`` in every format of ``backends`` and give a verdict.
+
+    ``model`` is a folder, a hub id, or None for the embedded model; ``evaluation`` of None
+    leaves quality out; ``checkpoints`` maps backend ids to ready artifacts; ``gpu_gb`` is a GPU
+    memory budget in GB (10⁹ bytes). A row that fails is a row with its reason. Raises
+    UsageError, ModelNotFound or StoreError before anything runs, and ComparisonInterrupted.
+    """
+    chosen = _check_backends(backends, checkpoints or {})
+    spec = resolve(model)
+    work = workload or Workload()
+    check_workload(work, spec.max_position_embeddings)
+    machine = probe_environment()
+    run_id, folder = _make_run_folder(spec, runs_dir)
+    base = Plan(
+        backend="",
+        model=spec,
+        device=_device(device, machine),
+        workload=work,
+        evaluation=evaluation,
+        calibration_file=calibration_file,
+        budget_bytes=None if gpu_gb is None else int(gpu_gb * 1e9),
+        threads=threads,
+        seed=seed,
+        cache_dir=cache_dir,
+    )
+    plans = [
+        _plan(base, backend, (checkpoints or {}).get(split_id(backend)[0])) for backend in chosen
+    ]
+    rows: list[RunRecord] = []
+
+    def finish() -> Comparison:
+        comparison = Comparison(
+            run_id=run_id,
+            model=spec,
+            workload=work,
+            budget_bytes=base.budget_bytes,
+            rows=tuple(rows),
+            verdict=recommend(rows, budget_bytes=base.budget_bytes),
+            environment=machine,
+            command=command,
+        )
+        write_atomically(folder / "comparison.json", to_json(comparison))
+        return comparison
+
+    try:
+        for index, plan in enumerate(plans):
+            rows.append(_run_row(plan, index, len(plans), machine, folder, time_limit_s, observer))
+    except KeyboardInterrupt as exc:
+        rows += [_not_run(plan, "skipped", "interrupted") for plan in plans[len(rows) :]]
+        raise ComparisonInterrupted(finish()) from exc
+    return finish()
+
+
+def _check_backends(
+    backends: Sequence[str] | None, checkpoints: Mapping[str, str]
+) -> tuple[str, ...]:
+    """The ids to run, in the order given. Raises UsageError for unknown, repeated or none."""
+    chosen = tuple(backends) if backends is not None else backend_ids()
+    if not chosen:
+        raise UsageError("no backend is named.", hint="llmfit backends")
+    for backend in chosen:
+        get_backend(backend)
+        if chosen.count(backend) > 1:
+            raise UsageError(f"backend {backend!r} is named twice.")
+    for backend in checkpoints:
+        if not get_backend(backend).takes_checkpoint:
+            raise UsageError(f"{backend} takes no checkpoint: it loads the model itself.")
+        if backend not in {split_id(name)[0] for name in chosen}:
+            raise UsageError(f"a checkpoint is given for {backend}, which is not among the rows.")
+    return chosen
+
+
+def _device(asked: str | None, machine: Environment) -> Device:
+    if asked not in (None, "auto", "cpu", "cuda"):
+        raise UsageError(f"unknown device {asked!r}; known are auto, cpu, cuda.")
+    if asked == "cuda" and machine.gpu is None:
+        raise UsageError("no CUDA device is visible to torch.", hint="--device cpu")
+    return "cpu" if asked == "cpu" or machine.gpu is None else "cuda"
+
+
+def _make_run_folder(spec: ModelSpec, runs_dir: str | None) -> tuple[str, Path]:
+    """A new folder for this run's records. Raises StoreError where it cannot be made."""
+    slug = re.sub(r"[^\w.-]+", "-", spec.name).strip("-.") or "model"
+    moment = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    run_id = f"{moment}-{slug}-{secrets.token_hex(3)}"
+    folder = (Path(runs_dir).expanduser() if runs_dir else default_runs_dir()) / run_id
+    try:
+        folder.mkdir(parents=True)
+    except OSError as exc:
+        raise StoreError(
+            f"cannot make the records' folder {folder}: {exc.strerror}.", hint="--runs-dir DIR"
+        ) from exc
+    return run_id, folder
+
+
+def _plan(base: Plan, backend: str, checkpoint: str | None) -> Plan:
+    device: Device = base.device if base.device in get_backend(backend).devices else "cpu"
+    return replace(
+        base,
+        backend=backend,
+        device=device,
+        checkpoint=checkpoint,
+        predicted=predict_memory(base.model, backend, base.workload, device),
+    )
+
+
+def _run_row(
+    plan: Plan,
+    index: int,
+    total: int,
+    machine: Environment,
+    folder: Path,
+    time_limit_s: float | None,
+    observer: Observer | None,
+) -> RunRecord:
+    """Run one row, or say why not; its record is on disk before this returns."""
+    if observer is not None:
+        observer.row_started(plan.backend, blank_record(plan).label, index, total)
+
+    def progress(stage: str, done: int, all_of_it: int) -> None:
+        if observer is not None:
+            observer.progress(plan.backend, stage, done, all_of_it)
+
+    record = _reason_not_to_run(plan, machine)
+    if record is None:
+        name = plan.backend.replace(":", "-")
+        ready = replace(plan, model=local_folder(plan.model))
+        record = run_isolated(
+            ready, time_limit_s=time_limit_s, progress=progress, log_path=folder / f"{name}.log"
+        )
+    write_atomically(folder / f"{plan.backend.replace(':', '-')}.json", to_json(record))
+    if observer is not None:
+        observer.row_done(record)
+    return record
+
+
+def _reason_not_to_run(plan: Plan, machine: Environment) -> RunRecord | None:
+    """The record of a row that is known not to run here; None for one to be tried."""
+    backend = get_backend(plan.backend)
+    outcome = backend.check(plan)
+    if outcome.unavailable is not None:
+        return _not_run(plan, "unavailable", outcome.unavailable)
+    if outcome.skipped is not None:
+        return _not_run(plan, "skipped", outcome.skipped)
+    too_large = _too_large(plan, machine, on_gpu="cuda" in backend.devices)
+    return _not_run(plan, "does_not_fit", too_large) if too_large else None
+
+
+def _too_large(plan: Plan, machine: Environment, *, on_gpu: bool) -> str | None:
+    """Why the predicted memory rules this row out: the GPU budget, the GPU, or the machine's RAM.
+
+    A budget without a GPU is judged by what the row would need on one.
+    """
+    budget = plan.budget_bytes or (machine.gpu_memory_bytes if plan.device == "cuda" else None)
+    if on_gpu and budget is not None:
+        need = predict_memory(plan.model, plan.backend, plan.workload, "cuda")
+        if need is not None and need.total_bytes > budget:
+            return f"needs {format_bytes(need.total_bytes)}, the budget is {format_bytes(budget)}"
+    if plan.device == "cpu" and plan.predicted is not None and machine.ram_bytes is not None:
+        need_bytes = plan.predicted.total_bytes
+        if need_bytes > machine.ram_bytes:
+            return (
+                f"needs {format_bytes(need_bytes)} of RAM, this machine has "
+                f"{format_bytes(machine.ram_bytes)}"
+            )
+    return None
+
+
+def _not_run(plan: Plan, status: Status, reason: str) -> RunRecord:
+    return replace(blank_record(plan), status=status, reason=reason)

@@ -1,0 +1,206 @@
+"""The facade: one model in one deploy format, from Python.
+
+    with Deployer("path/to/model", backend="nf4").load() as deployed:
+        print(deployed.generate("Once upon a time").text)
+        print(deployed.benchmark().decode.tokens_per_s.median)
+        print(deployed.evaluate().perplexity.token)
+
+It runs in the calling process. ``llmfit.compare`` runs each format in a process of its own.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Literal
+
+from llmfit.backends.base import LoadedModel, LoadInfo, Progress, no_progress
+from llmfit.backends.registry import get_backend
+from llmfit.decode.base import GREEDY, Decoder, Sampling
+from llmfit.device import Marks, cap_gpu_memory, pick_device, set_threads
+from llmfit.errors import LlmfitError, UsageError
+from llmfit.models import local_folder, resolve
+from llmfit.records import Evaluation, EvaluationSettings, Measurement, Plan, Workload
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generation:
+    """A continuation with its timing."""
+
+    text: str
+    """The new text alone, special tokens left out."""
+    token_ids: tuple[int, ...]
+    """The new tokens, a final EOS included."""
+    prompt_tokens: int
+    new_tokens: int
+    ttft_s: float
+    """Seconds from the call to the first new token."""
+    tokens_per_s: float | None
+    """Decode rate: (new_tokens − 1) ÷ seconds after the first token; None for a single token."""
+    finish: Literal["eos", "length"]
+
+
+class Deployer:
+    """One model in one deploy format; a context manager that frees the memory at its end."""
+
+    def __init__(
+        self,
+        model: str | None = None,
+        *,
+        backend: str = "sdpa",
+        checkpoint: str | None = None,
+        calibration_file: str | None = None,
+        device: str | None = None,
+        threads: int | None = None,
+        gpu_gb: float | None = None,
+        seed: int = 0,
+        cache_dir: str | None = None,
+    ) -> None:
+        """Plan a deployment of ``model``: a folder, a hub id, or None for the embedded model.
+
+        ``backend`` is an id such as ``nf4`` or ``gguf:q3_k_m``; ``checkpoint`` a ready artifact
+        for gptq, awq or gguf; ``gpu_gb`` a hard limit of GPU memory in GB (10⁹ bytes). Raises
+        UsageError or ModelNotFound; nothing is loaded yet.
+        """
+        self._backend = get_backend(backend)
+        if checkpoint is not None and not self._backend.takes_checkpoint:
+            raise UsageError(f"{backend} takes no checkpoint: it loads the model itself.")
+        spec = resolve(model)
+        self.plan = Plan(
+            backend=backend,
+            model=spec,
+            device="cpu" if "cuda" not in self._backend.devices else pick_device(device),
+            checkpoint=checkpoint,
+            calibration_file=calibration_file,
+            budget_bytes=None if gpu_gb is None else int(gpu_gb * 1e9),
+            threads=threads,
+            seed=seed,
+            cache_dir=cache_dir,
+        )
+        self._loaded: LoadedModel | None = None
+        self.load_s: float | None = None
+        """Seconds that ``load`` took, quantisation apart; None before it."""
+
+    @classmethod
+    def from_plan(cls, plan: Plan) -> Deployer:
+        """A deployer of a ready plan, as a worker process gets it."""
+        deployer = cls.__new__(cls)
+        deployer._backend = get_backend(plan.backend)
+        deployer.plan = plan
+        deployer._loaded = None
+        deployer.load_s = None
+        return deployer
+
+    def load(self, progress: Progress = no_progress) -> Deployer:
+        """Load the model, quantising or converting it first where that is needed; returns self.
+
+        Raises BackendUnavailable, ModelNotFound, ModelLoadError or QuantizationError.
+        """
+        if self._loaded is not None:
+            return self
+        self._backend.require(self.plan)
+        self.plan = replace(self.plan, model=local_folder(self.plan.model))
+        if "torch" in {package.module for package in self._backend.packages}:
+            set_threads(self.plan.threads)
+        if self.plan.device == "cuda" and self.plan.budget_bytes is not None:
+            cap_gpu_memory(self.plan.budget_bytes)
+        started = time.perf_counter()
+        self._loaded = self._backend.load(self.plan, progress)
+        self.load_s = time.perf_counter() - started - (self.info.quantize_s or 0.0)
+        return self
+
+    @property
+    def model(self) -> LoadedModel:
+        """The loaded model. Raises LlmfitError before ``load`` and after ``close``."""
+        if self._loaded is None:
+            raise LlmfitError("the model is not loaded.", hint="Deployer(…).load()")
+        return self._loaded
+
+    @property
+    def info(self) -> LoadInfo:
+        """What loading turned out to be: kernel, bytes, share quantised, notes."""
+        return self.model.info
+
+    def generate(
+        self, prompt: str, *, max_new_tokens: int = 128, sampling: Sampling = GREEDY
+    ) -> Generation:
+        """Continue ``prompt`` until EOS or ``max_new_tokens``.
+
+        Raises UsageError where prompt and new tokens exceed the model's context.
+        """
+        if max_new_tokens < 1:
+            raise UsageError(f"max_new_tokens must be at least 1, not {max_new_tokens}.")
+        model = self.model
+        ids = model.tokenizer.encode(prompt)
+        if not ids:
+            raise UsageError("the prompt is empty and the model has no BOS token to start from.")
+        decoder = model.decoder(batch=1, capacity=len(ids) + max_new_tokens)
+        try:
+            return self._continue(decoder, ids, max_new_tokens, sampling)
+        finally:
+            decoder.close()
+
+    def _continue(
+        self, decoder: Decoder, ids: list[int], max_new_tokens: int, sampling: Sampling
+    ) -> Generation:
+        tokenizer = self.model.tokenizer
+        marks = Marks(self.plan.device)
+        marks.mark()
+        decoder.prefill([ids], sampling)
+        produced = decoder.tokens()
+        marks.mark()
+        while len(produced) < max_new_tokens and produced[-1] != tokenizer.eos_id:
+            decoder.step()
+            produced += decoder.tokens()
+        marks.mark()
+        first_s, rest_s = marks.seconds()
+        return Generation(
+            text=tokenizer.decode(produced),
+            token_ids=tuple(produced),
+            prompt_tokens=len(ids),
+            new_tokens=len(produced),
+            ttft_s=first_s,
+            tokens_per_s=(len(produced) - 1) / rest_s if len(produced) > 1 else None,
+            finish="eos" if produced[-1] == tokenizer.eos_id else "length",
+        )
+
+    def benchmark(
+        self, workload: Workload | None = None, progress: Progress = no_progress
+    ) -> Measurement:
+        """Time prefill and decode under ``workload`` (the plan's by default)."""
+        from llmfit.measure import measure
+
+        return measure(
+            self.model,
+            workload or self.plan.workload,
+            device=self.plan.device,
+            seed=self.plan.seed,
+            progress=progress,
+        )
+
+    def evaluate(
+        self, settings: EvaluationSettings | None = None, progress: Progress = no_progress
+    ) -> Evaluation:
+        """Score HellaSwag and perplexity with lm-eval. Raises EvaluationError."""
+        from llmfit.evaluate.score import evaluate
+
+        chosen = settings or self.plan.evaluation or EvaluationSettings()
+        return evaluate(self.model, self.plan.model, chosen, progress)
+
+    def close(self) -> None:
+        """Free the memory; closing twice does nothing."""
+        if self._loaded is not None:
+            self._loaded.close()
+            self._loaded = None
+
+    def __enter__(self) -> Deployer:
+        return self.load()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

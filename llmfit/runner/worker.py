@@ -1,0 +1,221 @@
+"""The child process: Plan JSON on stdin, messages on a pipe, one RunRecord as the last of them.
+
+    python -m llmfit.runner.worker CHANNEL_FD run|environment
+
+Stdin stays open while the parent lives; when it closes, the worker ends at once, so no orphan
+is left behind.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from dataclasses import replace
+from datetime import UTC, datetime
+from statistics import median
+from typing import BinaryIO
+
+from llmfit.backends.base import Progress
+from llmfit.backends.registry import get_backend, split_id
+from llmfit.deployer import Deployer
+from llmfit.device import MemoryMeter, PeakMemory, environment, is_out_of_memory
+from llmfit.errors import DoesNotFit, LlmfitError, TaskUnavailable
+from llmfit.records import Measurement, Memory, Plan, RunRecord, from_json
+from llmfit.runner.messages import Message, Stage, encode
+from llmfit.units import format_bytes
+
+_PROGRESS_INTERVAL_S = 0.1
+
+
+def blank_record(plan: Plan) -> RunRecord:
+    """The record of a row that has not been run: names and plan, no measurement."""
+    backend = get_backend(plan.backend)
+    return RunRecord(
+        backend=plan.backend,
+        label=backend.describe(split_id(plan.backend)[1]),
+        status="failed",
+        device=plan.device,
+        memory=Memory(
+            device=plan.device,
+            predicted=plan.predicted,
+            predicted_bytes=plan.predicted.total_bytes if plan.predicted else None,
+        ),
+        started_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        plan=plan,
+    )
+
+
+def run_plan(plan: Plan, progress: Progress) -> RunRecord:
+    """Load, time and score one format. An expected failure is a record with its reason.
+
+    What was measured before a failure stays in the record.
+    """
+    record = blank_record(plan)
+    started = time.perf_counter()
+    backend = get_backend(plan.backend)
+    progress("import", 0, 0)
+    backend.prepare(plan)
+    meter = MemoryMeter(plan.device)
+    deployer = Deployer.from_plan(plan)
+    try:
+        record = _load(record, deployer, meter, progress)
+        record = _benchmark(record, deployer, meter, progress)
+        record = replace(_evaluate(record, deployer, progress), status="ok")
+    except LlmfitError as exc:
+        record = replace(record, status="failed", reason=str(exc))
+    except (RuntimeError, MemoryError) as exc:
+        if not is_out_of_memory(exc):
+            raise
+        record = _out_of_memory(record, plan, exc)
+    finally:
+        deployer.close()
+    return replace(record, total_s=time.perf_counter() - started)
+
+
+def _load(
+    record: RunRecord, deployer: Deployer, meter: MemoryMeter, progress: Progress
+) -> RunRecord:
+    progress("load", 0, 0)
+    deployer.load(progress)
+    meter.loaded()
+    info = deployer.info
+    return replace(
+        record,
+        kernel=info.kernel,
+        dtype=info.dtype,
+        notes=record.notes + info.notes,
+        weights_bytes=info.weights_bytes,
+        quantized_share=info.quantized_share,
+        artifact=info.artifact,
+        quantize_s=info.quantize_s,
+        load_s=deployer.load_s,
+    )
+
+
+def _benchmark(
+    record: RunRecord, deployer: Deployer, meter: MemoryMeter, progress: Progress
+) -> RunRecord:
+    timing = deployer.benchmark(progress=progress)
+    return replace(
+        record,
+        decode=timing.decode,
+        prefill=timing.prefill,
+        ttft_s=timing.ttft_s,
+        warmup_s=timing.warmup_s,
+        compile_s=_compile_s(timing) if record.backend == "compiled" else None,
+        memory=_memory(record, meter.read()),
+    )
+
+
+def _compile_s(timing: Measurement) -> float | None:
+    """What the first warm-up run took beyond a usual run; None where there was no warm-up."""
+    if not timing.warmup_s:
+        return None
+    prefills = timing.ttft_s.samples
+    runs = zip(prefills, timing.decode.step.samples_s, strict=True)
+    usual = median(prefill + sum(steps) for prefill, steps in runs)
+    return max(0.0, timing.warmup_s[0] - usual)
+
+
+def _memory(record: RunRecord, peak: PeakMemory) -> Memory:
+    """Measured memory beside the prediction; the runtime part is beyond what is measured here."""
+    assert record.memory is not None
+    on_gpu = record.memory.device == "cuda"
+    measured = peak.peak_allocated_bytes if on_gpu else peak.peak_ram_bytes
+    predicted = record.memory.predicted
+    error = None
+    if predicted is not None and measured:
+        counted = predicted.total_bytes - predicted.runtime_bytes
+        error = 100.0 * (counted - measured) / measured
+    return replace(
+        record.memory,
+        peak_bytes=measured,
+        error_pct=error,
+        peak_ram_bytes=peak.peak_ram_bytes,
+        idle_ram_bytes=peak.idle_ram_bytes,
+        allocated_bytes=peak.allocated_bytes,
+        reserved_bytes=peak.reserved_bytes,
+        driver_peak_bytes=peak.driver_peak_bytes,
+    )
+
+
+def _evaluate(record: RunRecord, deployer: Deployer, progress: Progress) -> RunRecord:
+    if deployer.plan.evaluation is None:
+        return record
+    try:
+        quality = deployer.evaluate(progress=progress)
+    except TaskUnavailable as exc:
+        return replace(record, notes=(*record.notes, f"quality not scored: {exc}"))
+    return replace(
+        record,
+        hellaswag=quality.hellaswag,
+        perplexity=quality.perplexity,
+        evaluate_s=quality.seconds,
+    )
+
+
+def _out_of_memory(record: RunRecord, plan: Plan, exc: BaseException) -> RunRecord:
+    if plan.device == "cuda" and plan.budget_bytes is not None:
+        limit = f" under the budget of {format_bytes(plan.budget_bytes)}"
+        return replace(record, status="does_not_fit", reason=f"ran out of GPU memory{limit}")
+    where = "GPU memory" if plan.device == "cuda" else "memory"
+    first_line = str(exc).splitlines()[0] if str(exc) else type(exc).__name__
+    error = DoesNotFit(
+        f"out of {where}: {first_line}", hint="a smaller --batch or --prompt-tokens, or nf4"
+    )
+    return replace(record, status="failed", reason=str(error))
+
+
+class _Channel:
+    """The pipe to the parent; progress is thinned out, records are not."""
+
+    def __init__(self, pipe: BinaryIO) -> None:
+        self._pipe = pipe
+        self._last = 0.0
+        self._stage = ""
+
+    def send(self, message: Message) -> None:
+        self._pipe.write(encode(message))
+        self._pipe.flush()
+
+    def progress(self, stage: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if stage == self._stage and done < total and now - self._last < _PROGRESS_INTERVAL_S:
+            return
+        self._last, self._stage = now, stage
+        self.send(Message(stage=Stage(name=stage, done=done, total=total)))
+
+
+def _end_with_parent() -> None:
+    """Wait for stdin to close, which the parent's end does, and end this process at once."""
+
+    def wait() -> None:
+        while os.read(sys.stdin.fileno(), 4096):
+            pass
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True, name="parent watch").start()
+
+
+def main(arguments: list[str]) -> int:
+    """Run one plan, or describe the environment; the exit code is 0 when a message was sent."""
+    descriptor, task = int(arguments[0]), arguments[1]
+    with os.fdopen(descriptor, "wb", buffering=0) as pipe:
+        channel = _Channel(pipe)
+        if task == "environment":
+            channel.send(Message(environment=environment()))
+            return 0
+        plan = from_json(Plan, sys.stdin.buffer.readline(), source="the plan")
+        _end_with_parent()
+        channel.send(Message(record=run_plan(plan, channel.progress)))
+    return 0
+
+
+if __name__ == "__main__":
+    code = main(sys.argv[1:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Native libraries' threads and exit handlers have crashed after the record was sent.
+    os._exit(code)
