@@ -71,7 +71,7 @@ def local_folder(spec: ModelSpec) -> ModelSpec:
 
     try:
         folder = snapshot_download(spec.path, allow_patterns=_WEIGHT_FILES)
-    except Exception as exc:  # noqa: BLE001 - the hub client raises its own, httpx's and OS errors
+    except Exception as exc:  # the hub client's, httpx's and the system's errors, told apart below
         raise _hub_error(spec.path, exc) from exc
     return read_spec(Path(folder), name=spec.name, source="local")
 
@@ -196,7 +196,7 @@ def _spec_from_hub(model: str) -> ModelSpec:
             # whether the hub is there.
             get_hf_file_metadata(hf_hub_url(model, "config.json"), timeout=_HUB_TIMEOUT_S)
             path = hf_hub_download(model, "config.json")
-    except Exception as exc:  # noqa: BLE001 - the hub client raises its own, httpx's and OS errors
+    except Exception as exc:  # the hub client's, httpx's and the system's errors, told apart below
         raise _hub_error(model, exc) from exc
     return spec_from_config(
         _read_config(Path(path)), name=model, path=model, source="hub", parameters=None

@@ -32,7 +32,7 @@ class ModelSpec:
     name: str
     """What the user typed, or the folder's name."""
     path: str
-    """Folder on disk, or the hub id when ``source`` is "hub" and nothing is downloaded yet."""
+    """Folder on disk, or the hub id while ``source`` is "hub" and nothing is downloaded."""
     source: Source
     architecture: str
     """The class name in config.json's ``architectures``, e.g. ``LlamaForCausalLM``."""
@@ -50,7 +50,7 @@ class ModelSpec:
     dtype: str | None = None
     """Storage type of the checkpoint, e.g. ``bfloat16``."""
     quantization: str | None = None
-    """``quant_method`` of the checkpoint's ``quantization_config``: gptq, awq, bitsandbytes_4bit …"""
+    """Method of the checkpoint's ``quantization_config``: gptq, awq, bitsandbytes_4bit …"""
     attention_bias: bool = False
 
 
@@ -67,7 +67,7 @@ class Workload:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationSettings:
-    """What is scored. A file of None means the embedded set (embedded model) or lm-eval's own task."""
+    """What is scored. No file: the embedded set for the embedded model, else lm-eval's own task."""
 
     hellaswag_file: str | None = None
     text_file: str | None = None
@@ -102,7 +102,7 @@ class Plan:
     evaluation: EvaluationSettings | None = field(default_factory=EvaluationSettings)
     """None: quality is not scored (``--no-eval``)."""
     checkpoint: str | None = None
-    """A ready artifact for this backend (folder, .gguf file or hub id) instead of quantising here."""
+    """A ready artifact for this backend (folder, .gguf file or hub id); None quantises here."""
     calibration_file: str | None = None
     """Text for GPTQ and AWQ calibration; None uses the embedded text."""
     predicted: MemoryPrediction | None = None

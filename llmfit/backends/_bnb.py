@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llmfit.backends._hf import HfModel, linear_kernel, load_causal_lm, weights_bytes
 from llmfit.backends._tokenizer import load_tokenizer
 from llmfit.backends.base import TORCH, LoadInfo, Package
 from llmfit.records import Kernel, Plan
-
-if TYPE_CHECKING:
-    from torch import nn
 
 PACKAGES = (*TORCH, Package("bitsandbytes", "bitsandbytes"), Package("accelerate", "accelerate"))
 _PACKED_ROWS = 32  # Source: bitsandbytes 0.50, functional._convert_weight_packed_for_cpu
@@ -32,7 +29,7 @@ def load_bnb(plan: Plan, quantization: Any | None, dtype: str, notes: tuple[str,
     return HfModel(model, tokenizer=load_tokenizer(plan.model.path), info=info)
 
 
-def keep_odd_layers_unpacked(model: nn.Module) -> tuple[str, ...]:
+def keep_odd_layers_unpacked(model: Any) -> tuple[str, ...]:
     """Send 4-bit layers that bitsandbytes' packed CPU kernel cannot take through its general one.
 
     The packed kernel wants output rows in multiples of 32 and whole blocks in each row, and
@@ -59,7 +56,7 @@ def keep_odd_layers_unpacked(model: nn.Module) -> tuple[str, ...]:
     )
 
 
-def quantized_share(model: nn.Module) -> float:
+def quantized_share(model: Any) -> float:
     """Share of the parameters that sit in bitsandbytes layers, 0…1, tied tensors counted once."""
     quantized = sum(
         module.in_features * module.out_features

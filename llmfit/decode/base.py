@@ -79,9 +79,9 @@ class Decoder(ABC):
     def tokens(self) -> list[int]:
         """The last chosen token of each sequence, length B."""
 
+    @abstractmethod
     def close(self) -> None:
         """Free the cache. The decoder is of no use afterwards."""
-        return None
 
     def check_prompts(self, prompts: Sequence[Sequence[int]]) -> None:
         """Raise UsageError where ``prompts`` do not suit this decoder."""

@@ -11,6 +11,8 @@ layer is read in one of two modes:
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
@@ -27,7 +29,7 @@ class StaticKVLayer(CacheLayerMixin):
         self.capacity = capacity
         self.fixed = False
         self.length = 0
-        self.position: torch.Tensor | None = None  # int64 scalar tensor, the length in fixed mode
+        self.position = torch.zeros((), dtype=torch.int64)  # the length in fixed mode
 
     def lazy_initialization(
         self, key_states: torch.Tensor, value_states: torch.Tensor | None = None
@@ -36,10 +38,10 @@ class StaticKVLayer(CacheLayerMixin):
         value_states = key_states if value_states is None else value_states
         batch, heads, _, key_dim = key_states.shape
         self.dtype, self.device = key_states.dtype, key_states.device
-        make = {"dtype": self.dtype, "device": self.device}
+        make: Any = {"dtype": self.dtype, "device": self.device}
         self.keys = torch.zeros((batch, heads, self.capacity, key_dim), **make)
         self.values = torch.zeros((batch, heads, self.capacity, value_states.shape[-1]), **make)
-        self.position = torch.zeros((), dtype=torch.int64, device=self.device)
+        self.position = self.position.to(self.device)
         # A CUDA graph may only write to tensors whose address is known to stay.
         for tensor in (self.keys, self.values, self.position):
             torch._dynamo.mark_static_address(tensor)
@@ -70,9 +72,7 @@ class StaticKVLayer(CacheLayerMixin):
 
     def get_seq_length(self) -> int | torch.Tensor:
         """Number of tokens held."""
-        if self.fixed and self.position is not None:
-            return self.position
-        return self.length
+        return self.position if self.fixed else self.length
 
     def get_max_length(self) -> int:
         """Number of tokens that fit; -1 (no bound) in sliced mode, where masks follow the view."""
@@ -87,8 +87,7 @@ class StaticKVLayer(CacheLayerMixin):
 
     def fix(self) -> None:
         """Go to fixed mode at the present length."""
-        if self.position is not None:
-            self.position.fill_(self.length)
+        self.position.fill_(self.length)
         self.fixed = True
 
 

@@ -103,7 +103,7 @@ def _gguf_bytes(spec: ModelSpec, variant: str) -> int | None:
         return round((total - small) * _GGUF_BITS[variant] / 8 + 4 * small)
     if variant != "q4_k_m":
         return None
-    attention, value, third = linear_parameters(spec)
+    _, value, third = linear_parameters(spec)
     layers = spec.num_hidden_layers
     better = sum(_more_bits(layer, layers) for layer in range(layers))
     embeddings = spec.vocab_size * spec.hidden_size

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
@@ -56,11 +56,9 @@ def run_isolated(
     with _log_file(log_path) as log, _spawn("run", log) as worker:
         assert worker.process.stdin is not None
         line = msgspec.json.encode(to_builtins(plan)) + b"\n"
-        try:
+        with suppress(BrokenPipeError):  # it died at once; exit code and log say why, below
             worker.process.stdin.write(line)
             worker.process.stdin.flush()
-        except BrokenPipeError:
-            pass  # it died at once; its exit code and log say why, below
         deadline = None if time_limit_s is None else started + time_limit_s
         stage, timed_out = "start", False
         for message in worker.messages(deadline):
@@ -121,16 +119,14 @@ class _Worker:
 
     def stop(self) -> int | None:
         """Kill the worker with everything it started; returns its exit code."""
-        try:
+        with suppress(ProcessLookupError):  # it has just ended by itself
             os.killpg(self.process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass  # it has just ended by itself
         return self.process.wait()
 
 
 @contextmanager
 def _spawn(task: str, log: IO[bytes]) -> Iterator[_Worker]:
-    """A worker in a session of its own, so that Ctrl-C reaches only the parent; killed at the end."""
+    """A worker in a session of its own: Ctrl-C reaches only the parent. Killed at the end."""
     read_end, write_end = os.pipe()
     try:
         process = subprocess.Popen(
