@@ -29,12 +29,15 @@ def format_number(value: float) -> str:
 
 
 def format_plus_minus(value: float, half_width: float) -> str:
-    """A value and its uncertainty with the same decimals: ``52.1 ± 0.4``, ``52.1 ± <0.1``."""
-    decimals = _decimals(value)
+    """A value and its uncertainty with the same decimals: ``52.1 ± 0.4``, ``52.1 ± <0.1``.
+
+    The larger of the two has three significant figures.
+    """
+    decimals = _decimals(max(value, half_width))
     half = f"{half_width:,.{decimals}f}"
     if half_width > 0 and float(half.replace(",", "")) == 0:
         half = f"<{10**-decimals:.{decimals}f}"
-    return f"{format_number(value)} ± {half}"
+    return f"{value:,.{decimals}f} ± {half}"
 
 
 def format_bytes(size_bytes: float) -> str:

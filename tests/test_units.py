@@ -120,6 +120,7 @@ def test_format_percent_and_signed() -> None:
         (1234.0, 1500.0, "1,234 ± 1,500"),
         (1234.0, 0.2, "1,234 ± <1"),
         (0.5, 0.25, "0.500 ± 0.250"),
+        (2.8, 117.17, "3 ± 117"),
     ],
 )
 def test_format_plus_minus(value: float, half: float, text: str) -> None:

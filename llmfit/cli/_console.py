@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import TextIO
 
@@ -43,6 +45,17 @@ def is_terminal(stream: TextIO) -> bool:
 def wants_color(stream: TextIO) -> bool:
     """True for a terminal, unless NO_COLOR is set (https://no-color.org)."""
     return is_terminal(stream) and not os.environ.get("NO_COLOR")
+
+
+def quieten_libraries() -> None:
+    """Keep the libraries' own warnings and bars off the terminal, in this process.
+
+    Rows of a comparison write theirs to a log file; a verb that loads a model itself has none.
+    """
+    logging.disable(logging.WARNING)
+    if not sys.warnoptions:  # python -W … asks for them
+        warnings.simplefilter("ignore")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
 def say(text: str) -> None:

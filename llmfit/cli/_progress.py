@@ -86,7 +86,7 @@ class Bars(Silent):
 
     def row_started(self, backend: str, label: str, index: int, total: int) -> None:
         """See ``Silent``."""
-        self._title = f"[{index + 1}/{total}] {plain(label)}"
+        self._title = f"[{index + 1}/{total}] {plain(label)}" if total > 1 else plain(label)
         self._task = self._progress.add_task(self._title, total=None, count="")
 
     def progress(self, backend: str, stage: str, done: int, total: int) -> None:

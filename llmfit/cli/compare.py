@@ -100,7 +100,9 @@ def run(args: argparse.Namespace) -> int:
             )
     except ComparisonInterrupted as exc:
         _publish(exc.comparison, args)
-        say(f"llmfit: interrupted; {len(exc.comparison.rows)} finished rows were kept.")
+        rows = exc.comparison.rows
+        done = sum(row.status != "skipped" for row in rows)
+        say(f"llmfit: interrupted; {done} of {len(rows)} rows were finished, and are kept.")
         return 130
     _publish(comparison, args)
     return 0 if any(row.status == "ok" for row in comparison.rows) else 1
@@ -127,11 +129,6 @@ def _checkpoints(args: argparse.Namespace) -> dict[str, str]:
     for backend, place in args.checkpoint:
         if backend in checkpoints:
             raise UsageError(f"--checkpoint names {backend!r} twice.", hint="name each row once")
-        if args.backends is not None and backend not in args.backends:
-            raise UsageError(
-                f"--checkpoint {backend}={place} is of a row that --backends leaves out.",
-                hint=f"--backends {','.join((*args.backends, backend))}",
-            )
         checkpoints[backend] = place
     return checkpoints
 

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llmfit.cli import _args
-from llmfit.cli._console import emit, is_terminal, say
+from llmfit.cli._console import emit, is_terminal, quieten_libraries, say
 from llmfit.errors import UsageError
 from llmfit.report._text import visible
 from llmfit.units import format_rate, format_seconds
+
+if TYPE_CHECKING:
+    from llmfit.deployer import Deployer
 
 _DESCRIPTION = """\
 Continue a prompt. The text goes to stdout, the speed to stderr. The prompt is
@@ -60,9 +65,10 @@ def add_parser(verbs: _args.Subparsers[_args.Parser]) -> None:
 def run(args: argparse.Namespace) -> int:
     """Load, generate, print."""
     prompt = _prompt(args)
+    quieten_libraries()
     from llmfit.decode.base import Sampling
     from llmfit.deployer import Deployer
-    from llmfit.records import to_json
+    from llmfit.records import SCHEMA_VERSION, to_builtins, to_json
 
     sampling = Sampling(
         temperature=args.temperature, top_k=args.top_k, top_p=args.top_p, seed=args.seed
@@ -76,10 +82,11 @@ def run(args: argparse.Namespace) -> int:
         seed=args.seed,
         cache_dir=args.cache_dir,
     )
-    with deployer.load() as loaded:
+    with _loading(deployer) as loaded:
         result = loaded.generate(prompt, max_new_tokens=args.max_new_tokens, sampling=sampling)
     if args.format == "json":
-        emit(to_json(result) + "\n")
+        answer = {"schema_version": SCHEMA_VERSION, "backend": args.backend}
+        emit(to_json({**answer, **to_builtins(result)}) + "\n")
         return 0
     # A model may write control codes; a terminal would obey them, a file keeps them.
     text = visible(result.text, keep="\n\t") if is_terminal(sys.stdout) else result.text
@@ -87,6 +94,16 @@ def run(args: argparse.Namespace) -> int:
     rate = "" if result.tokens_per_s is None else f", {format_rate(result.tokens_per_s)} tokens/s"
     say(f"{result.new_tokens} tokens{rate} (decode), {format_seconds(result.ttft_s)} to the first")
     return 0
+
+
+def _loading(deployer: Deployer) -> Deployer:
+    """Load, with a bar on a terminal: making a quantised artifact takes minutes."""
+    from llmfit.cli._progress import Silent, observer
+
+    backend = deployer.plan.backend
+    with observer(quiet=False) if is_terminal(sys.stderr) else Silent() as watching:
+        watching.row_started(backend, backend, 0, 1)
+        return deployer.load(partial(watching.progress, backend))
 
 
 def _prompt(args: argparse.Namespace) -> str:
@@ -160,7 +177,6 @@ def _add_loading(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model and machine")
     group.add_argument(
         "--backend",
-        type=_args.one_backend,
         default="sdpa",
         metavar="ID",
         help="deploy format, see `llmfit backends` (default: %(default)s)",

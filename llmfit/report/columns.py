@@ -31,6 +31,8 @@ Detail = Literal["reasons", "full", "compact"]
 UNKNOWN = "–"
 PICK = "★"
 _SHORT_REASON_CHARS = 32
+_UNSTEADY = 0.2
+"""Runs whose interval is wider than this share of the median are called unsteady."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,6 +131,21 @@ def legend(comparison: Comparison) -> tuple[str, ...]:
         equal = f", = inside the paired interval of {name}" if len(rows) > 1 else ""
         parts.append(f"HellaSwag: ± standard error{equal}")
     return tuple(parts)
+
+
+def unsteady(comparison: Comparison) -> str | None:
+    """A warning that names the rows whose runs differ so much that their speed is in doubt."""
+    names = []
+    for row in comparison.rows:
+        rate = row.decode.tokens_per_s if row.decode is not None else None
+        if rate is not None and rate.high - rate.low > _UNSTEADY * rate.median:
+            names.append(plain(row.backend))
+    if not names:
+        return None
+    return (
+        f"Unsteady: the runs of {', '.join(names)} differ by more than {format_percent(_UNSTEADY, decimals=0)}. "
+        "Close other programs, or raise --repeats or --new-tokens."
+    )
 
 
 # ---------------------------------------------------------------- cells

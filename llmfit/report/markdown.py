@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from llmfit.records import Comparison
 from llmfit.report._text import plain
-from llmfit.report.columns import columns, footnotes, heading, legend, verdict_lines
+from llmfit.report.columns import columns, footnotes, heading, legend, unsteady, verdict_lines
 
 # An underscore inside a word is no markup.
 _SPECIAL = re.compile(r"([\\`*{}\[\]<>|#~$]|(?<![^\W_])_|_(?![^\W_]))")
@@ -32,6 +32,8 @@ def render_markdown(comparison: Comparison) -> str:
         lines.append("")
     lines += [f"- {escape(line)}" for line in verdict_lines(comparison)]
     lines.append("")
+    if warning := unsteady(comparison):
+        lines += [escape(warning), ""]
     if explained := legend(comparison):
         lines += [escape(" · ".join(explained)), ""]
     if comparison.command:

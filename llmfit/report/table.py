@@ -16,6 +16,7 @@ from llmfit.report.columns import (
     footnotes,
     heading,
     legend,
+    unsteady,
     verdict_lines,
 )
 
@@ -45,6 +46,8 @@ def render_table(comparison: Comparison, width: int, color: bool) -> str:
     first, *others = verdict_lines(comparison) or ("",)
     parts.append(Text(first, style="bold"))
     parts += [Padding(Text(line), (0, 0, 0, 2)) for line in others]
+    if warning := unsteady(comparison):
+        parts += [Text(), Text(warning, style="yellow")]
     parts.append(Text())
     parts += [Text(line, style="dim") for line in _foot(comparison, full_width)]
     return styled(parts, width=width, color=color)

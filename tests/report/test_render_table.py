@@ -215,3 +215,14 @@ def test_no_rows_is_still_a_table() -> None:
     comparison = make_comparison([])
     for fmt in ("table", "md", "csv", "json"):
         assert render(comparison, fmt).endswith("\n")
+
+
+def test_unsteady_runs_are_named() -> None:
+    """Rows whose runs differ by more than 20 % are named with what to do; steady ones are not."""
+    rows = [
+        make_record("bf16", spread=0.05, device="cpu"),
+        make_record("nf4", spread=0.3, device="cpu"),
+    ]
+    text = " ".join(render(make_comparison(rows), "table", width=100).split())
+    assert "Unsteady: the runs of nf4 differ by more than 20 %" in text and "--repeats" in text
+    assert "Unsteady" not in render(make_comparison(rows[:1]), "table", width=100)
