@@ -142,8 +142,9 @@ def unsteady(comparison: Comparison) -> str | None:
             names.append(plain(row.backend))
     if not names:
         return None
+    much = format_percent(_UNSTEADY, decimals=0)
     return (
-        f"Unsteady: the runs of {', '.join(names)} differ by more than {format_percent(_UNSTEADY, decimals=0)}. "
+        f"Unsteady: the runs of {', '.join(names)} differ by more than {much}. "
         "Close other programs, or raise --repeats or --new-tokens."
     )
 
