@@ -158,8 +158,15 @@ class ModelAdapter(TemplateLM):
         return text
 
     def _score(self, windows: Sequence[Window], stage: str) -> list[WindowScore]:
-        """Scores in the order of ``windows``, computed from the longest to the shortest."""
-        order = sorted(range(len(windows)), key=lambda index: -len(windows[index].ids))
+        """Scores in the order of ``windows``, computed from the longest to the shortest.
+
+        Windows of one context stay together, so that an engine can run the context once.
+        """
+        contexts = [window.ids[: window.score_from] for window in windows]
+        longest: dict[tuple[int, ...], int] = {}
+        for context, window in zip(contexts, windows, strict=True):
+            longest[context] = max(longest.get(context, 0), len(window.ids))
+        order = sorted(range(len(windows)), key=lambda i: (-longest[contexts[i]], contexts[i]))
         ordered = [windows[index] for index in order]
         scores: list[WindowScore | None] = [None] * len(windows)
         total = len(windows)
