@@ -20,10 +20,11 @@ from llmfit.backends.base import (
     no_progress,
 )
 from llmfit.backends.registry import split_id
+from llmfit.device import physical_cores
 from llmfit.errors import EvaluationError, ModelLoadError, ModelNotFound, UsageError
 from llmfit.quantize.cache import ArtifactCache
 from llmfit.quantize.gguf import DEFAULT_TYPE, FILE_TYPES, fallback_note, make_gguf, read_types
-from llmfit.quantize.gguf_convert import ARCHITECTURES
+from llmfit.quantize.gguf_shape import ARCHITECTURES
 from llmfit.records import Kernel, ModelSpec, Plan
 
 if TYPE_CHECKING:
@@ -113,10 +114,10 @@ class Gguf(Backend):
 
     def load(self, plan: Plan, progress: Progress = no_progress) -> LoadedModel:
         """See ``Backend.load``."""
-        from llmfit.decode.llama_cpp import ATTENTION, LlamaCppModel, default_threads
+        from llmfit.decode.llama_cpp import ATTENTION, LlamaCppModel
 
         self.require(plan)
-        threads = plan.threads or default_threads()
+        threads = plan.threads or physical_cores()
         tokenizer = load_tokenizer(plan.model.path)
         artifact = _artifact(plan, threads, progress)
         types = read_types(artifact.file)

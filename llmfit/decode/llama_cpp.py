@@ -8,7 +8,6 @@ llama.cpp left them.
 from __future__ import annotations
 
 import ctypes
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,14 +25,6 @@ _LOGITS_BYTES = 256 * 1024 * 1024
 _ROWS_AT_ONCE = 32
 ATTENTION = "flash (llama.cpp)"
 """The attention kernel that every context here asks for; K and V are cached in float16."""
-
-
-def default_threads() -> int:
-    """One thread per physical core that this process may use."""
-    import psutil
-
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, min(psutil.cpu_count(logical=False) or 1, allowed or 1))
 
 
 class LlamaCppModel:

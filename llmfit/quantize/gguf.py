@@ -13,11 +13,15 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
 
 from llmfit.errors import ModelLoadError, QuantizationError
 from llmfit.quantize.cache import ArtifactCache, Setting
-from llmfit.quantize.gguf_convert import NOTES_KEY, FloatType, convert, stored_dtype
+from llmfit.quantize.gguf_convert import (
+    FLOAT_FILE_TYPES,
+    NOTES_KEY,
+    convert,
+    stored_dtype,
+)
 
 FILE_TYPES: Mapping[str, int] = {
     "q2_k": 10,
@@ -36,9 +40,7 @@ FILE_TYPES: Mapping[str, int] = {
     "q5_k_m": 17,
     "q6_k": 18,
     "q8_0": 7,
-    "f16": 1,
-    "bf16": 32,
-    "f32": 0,
+    **FLOAT_FILE_TYPES,
 }
 """The types that need no importance matrix. Source: llama.cpp's enum llama_ftype."""
 
@@ -96,7 +98,7 @@ def make_gguf(
     """
 
     def make(target: Path) -> None:
-        if file_type in get_args(FloatType):
+        if file_type in FLOAT_FILE_TYPES:
             convert(folder, target / _FILE, dtype=file_type, progress=progress)  # type: ignore[arg-type]
             return
         whole = target / "unquantised.gguf"
@@ -174,7 +176,7 @@ def fallback_note(file_type: str, types: GgufTypes) -> str | None:
     Source: llama.cpp's src/llama-quant.cpp: K-quants and IQ4_XS have blocks of 256, the other
     quantised types of 32; a tensor that does not fit takes a type with blocks of 32, or F16.
     """
-    if file_type in get_args(FloatType):
+    if file_type in FLOAT_FILE_TYPES:
         return None
     name = file_type.upper()
     wide = "_K" in name or name == "IQ4_XS"

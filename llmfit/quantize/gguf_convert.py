@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from llmfit.errors import ModelLoadError, ModelNotFound
+from llmfit.quantize.gguf_shape import GgufShape, read_shape, refuse
 from llmfit.quantize.gguf_vocab import read_vocabulary
 
 if TYPE_CHECKING:
@@ -29,43 +30,14 @@ if TYPE_CHECKING:
 
 FloatType = Literal["f32", "f16", "bf16"]
 
-ARCHITECTURES: Mapping[str, str] = {
-    "LlamaForCausalLM": "llama",
-    # llama.cpp computes Mistral as a Llama.
-    "MistralForCausalLM": "llama",
-    "Qwen2ForCausalLM": "qwen2",
-    "Qwen3ForCausalLM": "qwen3",
-}
-"""Class name in config.json to llama.cpp's architecture."""
+FLOAT_FILE_TYPES: Mapping[FloatType, int] = {"f32": 0, "f16": 1, "bf16": 32}
+"""Source: llama.cpp's enum llama_ftype."""
 
 NOTES_KEY = "llmfit.notes"
 """Metadata key under which the converter's notes travel with the file."""
 
 # Computed from the configuration by every runtime; old checkpoints carry it all the same.
 _IGNORED_SUFFIX = ".rotary_emb.inv_freq"
-_FILE_TYPES: Mapping[FloatType, int] = {"f32": 0, "f16": 1, "bf16": 32}
-"""Source: llama.cpp's enum llama_ftype."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GgufShape:
-    """What the GGUF metadata says of a model, from config.json."""
-
-    architecture: str
-    layers: int
-    hidden: int
-    intermediate: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    vocab_size: int
-    context_length: int
-    rms_norm_eps: float
-    tied: bool
-    rope_theta: float
-    rope: Mapping[str, Any]
-    """The rope scaling's settings; ``rope_type`` "default" where there is none."""
-    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,91 +103,13 @@ def stored_dtype(folder: Path) -> FloatType:
     return "bf16" if found == {"BF16"} else "f32"
 
 
-# ---------------------------------------------------------------- config.json
-
-
-def read_shape(folder: Path) -> GgufShape:
-    """The model's shape. Raises ModelLoadError for what llama.cpp cannot compute."""
-    config = _read_config(folder)
-    name = (config.get("architectures") or ["?"])[0]
-    if name not in ARCHITECTURES:
-        raise ModelLoadError(
-            f"no GGUF converter for the architecture {name}; supported are "
-            f"{', '.join(ARCHITECTURES)}.",
-            hint="--checkpoint gguf=FILE with a GGUF file of this model made elsewhere",
-        )
-    try:
-        return _shape_of(config, ARCHITECTURES[name])
-    except KeyError as exc:
-        raise ModelLoadError(f"{folder / 'config.json'} has no {exc.args[0]!r}.") from exc
-
-
-def _shape_of(config: dict[str, Any], architecture: str) -> GgufShape:
-    hidden, heads = config["hidden_size"], config["num_attention_heads"]
-    head_dim = config.get("head_dim") or (128 if architecture == "qwen3" else hidden // heads)
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    context, notes = _context_length(config, architecture)
-    _refuse(config.get("hidden_act", "silu") != "silu", f"hidden_act {config.get('hidden_act')!r}")
-    partial = rope.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0))
-    _refuse(partial != 1.0, f"partial_rotary_factor {partial}")
-    _refuse(
-        architecture == "qwen2" and head_dim * heads != hidden,
-        f"{heads} heads of {head_dim} at hidden size {hidden} (for Qwen2)",
-    )
-    return GgufShape(
-        architecture=architecture,
-        layers=config["num_hidden_layers"],
-        hidden=hidden,
-        intermediate=config["intermediate_size"],
-        heads=heads,
-        kv_heads=config.get("num_key_value_heads") or heads,
-        head_dim=head_dim,
-        vocab_size=config["vocab_size"],
-        context_length=context,
-        rms_norm_eps=config.get("rms_norm_eps", 1e-6),
-        tied=bool(config.get("tie_word_embeddings", False)),
-        rope_theta=float(rope.get("rope_theta") or config.get("rope_theta") or 10_000.0),
-        rope={**rope, "rope_type": rope.get("rope_type") or rope.get("type") or "default"},
-        notes=notes,
-    )
-
-
-def _context_length(config: dict[str, Any], architecture: str) -> tuple[int, tuple[str, ...]]:
-    """Tokens over which llama.cpp's full attention equals the model's own."""
-    context = int(config["max_position_embeddings"])
-    window = config.get("sliding_window")
-    if architecture.startswith("qwen") and not config.get("use_sliding_window", False):
-        window = None
-    if window is None or window >= context:
-        return context, ()
-    return int(window), (
-        f"sliding-window attention: the context is held to the window of {window} tokens, "
-        f"within which llama.cpp's full attention is the same (the model's is {context})",
-    )
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    file = folder / "config.json"
-    try:
-        config = json.loads(file.read_text("utf-8"))
-    except FileNotFoundError as exc:
-        raise ModelNotFound(
-            f"{folder} holds no config.json.", hint="give the folder that holds config.json"
-        ) from exc
-    except (OSError, ValueError) as exc:
-        raise ModelLoadError(f"{file} cannot be read as JSON: {exc}.") from exc
-    if not isinstance(config, dict):
-        raise ModelLoadError(f"{file} is no JSON object.")
-    return config
-
-
 # ---------------------------------------------------------------- metadata and rope
 
 
 def _write_metadata(writer: GGUFWriter, shape: GgufShape, *, name: str, dtype: FloatType) -> None:
     writer.add_type("model")
     writer.add_name(name)
-    writer.add_file_type(_FILE_TYPES[dtype])
+    writer.add_file_type(FLOAT_FILE_TYPES[dtype])
     writer.add_vocab_size(shape.vocab_size)
     writer.add_context_length(shape.context_length)
     writer.add_embedding_length(shape.hidden)
@@ -243,7 +137,7 @@ def _write_rope_scaling(writer: GGUFWriter, shape: GgufShape) -> None:
         return
     # These change yarn's temperature in ways that GGUF has no key for.
     unusual = [key for key in ("attention_factor", "mscale", "mscale_all_dim") if rope.get(key)]
-    _refuse(kind != "yarn" or bool(unusual), f"rope scaling {dict(rope)}")
+    refuse(kind != "yarn" or bool(unusual), f"rope scaling {dict(rope)}")
     writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
     writer.add_rope_scaling_factor(rope["factor"])
     writer.add_rope_scaling_orig_ctx_len(
@@ -325,7 +219,7 @@ def _target(name: str, names: TensorNameMap, shape: GgufShape) -> str:
     target = names.get_name(name, try_suffixes=(".weight", ".bias"))
     # llama.cpp's Qwen graphs add no bias after the output projection.
     lost = shape.architecture != "llama" and name.endswith("o_proj.bias")
-    _refuse(target is None or lost, f"the tensor {name}")
+    refuse(target is None or lost, f"the tensor {name}")
     assert target is not None
     return target
 
@@ -402,11 +296,3 @@ def _payload(tensor: _Tensor, values: torch.Tensor, dtype: FloatType) -> Any:
             f"{tensor.source} exceeds float16's range of 65504.", hint="--backends gguf:bf16"
         )
     return half.contiguous().numpy()
-
-
-def _refuse(condition: bool, what: str) -> None:
-    if condition:
-        raise ModelLoadError(
-            f"llama.cpp's computation of this model has no place for {what}.",
-            hint="--checkpoint gguf=FILE with a GGUF file of this model made elsewhere",
-        )

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from llmfit.errors import ModelLoadError, ModelNotFound
-from llmfit.quantize.gguf_convert import convert, read_shape
+from llmfit.quantize.gguf_convert import convert
+from llmfit.quantize.gguf_shape import read_shape
 
 llama_cpp = pytest.importorskip("llama_cpp")
 transformers = pytest.importorskip("transformers")
