@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 FloatType = Literal["f32", "f16", "bf16"]
 
-FLOAT_FILE_TYPES: Mapping[FloatType, int] = {"f32": 0, "f16": 1, "bf16": 32}
+FLOAT_FILE_TYPES: Mapping[str, int] = {"f32": 0, "f16": 1, "bf16": 32}
 """Source: llama.cpp's enum llama_ftype."""
 
 NOTES_KEY = "llmfit.notes"
