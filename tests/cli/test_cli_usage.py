@@ -6,30 +6,13 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
-
-
-def llmfit(
-    *words: str, stdin: bytes = b"", cwd: Path | None = None, **env: str
-) -> subprocess.CompletedProcess[str]:
-    """Run ``llmfit`` as a user does, in a process of its own."""
-    done = subprocess.run(
-        [sys.executable, "-m", "llmfit", *words],
-        input=stdin,
-        capture_output=True,
-        cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8", **env},
-        timeout=60,
-        check=False,
-    )
-    return subprocess.CompletedProcess(
-        done.args, done.returncode, done.stdout.decode(), done.stderr.decode()
-    )
-
+Run = Callable[..., subprocess.CompletedProcess[str]]
 
 WRONG = [
     (["compar"], "compar"),
@@ -94,7 +77,7 @@ WRONG = [
 
 @pytest.mark.parametrize(("words", "named"), WRONG, ids=lambda value: str(value)[:60])
 def test_a_wrong_argument_is_one_message_and_exit_2(
-    words: list[str], named: str, tmp_path: Path
+    llmfit: Run, words: list[str], named: str, tmp_path: Path
 ) -> None:
     """Each wrong argument gives exit code 2 and one message naming it, before any work."""
     done = llmfit(*words, cwd=tmp_path)
@@ -106,19 +89,19 @@ def test_a_wrong_argument_is_one_message_and_exit_2(
     assert len(hint) <= 1 and all(line.startswith("Try: ") for line in hint)
 
 
-def test_a_mistyped_command_gets_a_suggestion() -> None:
+def test_a_mistyped_command_gets_a_suggestion(llmfit: Run) -> None:
     """``compar`` is answered with ``compare``."""
     assert "Try: llmfit compare\n" in llmfit("compar").stderr
 
 
-def test_every_wrong_backend_message_names_the_known_ones() -> None:
+def test_every_wrong_backend_message_names_the_known_ones(llmfit: Run) -> None:
     """An unknown backend's message lists what there is."""
     text = llmfit("compare", "--backends", "fp3").stderr
     assert all(name in text for name in ("bf16", "sdpa", "nf4", "gguf"))
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write everywhere")
-def test_an_output_folder_without_permission_is_refused(tmp_path: Path) -> None:
+def test_an_output_folder_without_permission_is_refused(llmfit: Run, tmp_path: Path) -> None:
     """--out into a read-only folder fails before the run, not after it."""
     locked = tmp_path / "locked"
     locked.mkdir(mode=0o500)
@@ -126,20 +109,20 @@ def test_an_output_folder_without_permission_is_refused(tmp_path: Path) -> None:
     assert done.returncode == 2 and "no permission" in done.stderr
 
 
-def test_control_characters_in_arguments_are_not_sent_back() -> None:
+def test_control_characters_in_arguments_are_not_sent_back(llmfit: Run) -> None:
     """A message shows an escape sequence of an argument as text."""
     done = llmfit("compare", "--backends", "\x1b[31mred")
     assert done.returncode == 2
     assert "\x1b" not in done.stderr and "x1b[31mred" in done.stderr
 
 
-def test_a_prompt_that_is_not_text_is_refused(tmp_path: Path) -> None:
+def test_a_prompt_that_is_not_text_is_refused(llmfit: Run, tmp_path: Path) -> None:
     """Bytes that are not UTF-8 are named with their place."""
     done = llmfit("generate", stdin=b"ab\xff")
     assert done.returncode == 2 and "byte 2 is 0xff" in done.stderr
 
 
-def test_no_arguments_show_the_help() -> None:
+def test_no_arguments_show_the_help(llmfit: Run) -> None:
     """``llmfit`` alone shows what there is, and is a usage error."""
     done = llmfit()
     assert done.returncode == 2 and "llmfit compare" in done.stderr
@@ -158,7 +141,7 @@ def test_no_arguments_show_the_help() -> None:
     ],
     ids=" ".join,
 )
-def test_help_fits_80_columns_and_has_an_example(words: list[str]) -> None:
+def test_help_fits_80_columns_and_has_an_example(llmfit: Run, words: list[str]) -> None:
     """Each help goes to stdout, fits 80 columns and shows an example."""
     done = llmfit(*words, "--help", COLUMNS="80")
     assert done.returncode == 0 and done.stderr == ""
@@ -166,7 +149,7 @@ def test_help_fits_80_columns_and_has_an_example(words: list[str]) -> None:
     assert "example" in done.stdout and "llmfit" in done.stdout
 
 
-def test_version() -> None:
+def test_version(llmfit: Run) -> None:
     """--version prints the package's version."""
     from llmfit import __version__
 
@@ -206,7 +189,7 @@ def test_what_stays_unimported(words: list[str], light: tuple[str, ...]) -> None
 
 
 @pytest.mark.parametrize("words", [["--help"], ["backends", "--help"]], ids=" ".join)
-def test_help_is_quick(words: list[str]) -> None:
+def test_help_is_quick(llmfit: Run, words: list[str]) -> None:
     """Help takes less than 0.3 s (the best of five, since the machine may be busy)."""
     times = []
     for _ in range(5):
@@ -250,7 +233,7 @@ def test_a_full_disk_is_one_message() -> None:
     assert "Traceback" not in done.stderr and "Exception" not in done.stderr
 
 
-def test_a_narrow_encoding_is_no_crash() -> None:
+def test_a_narrow_encoding_is_no_crash(llmfit: Run) -> None:
     """Where stdout knows only ASCII, the listing still prints."""
     done = llmfit("backends", PYTHONIOENCODING="ascii", PYTHONUTF8="0")
     assert done.returncode == 0 and "nf4" in done.stdout
