@@ -129,8 +129,15 @@ def legend(comparison: Comparison) -> tuple[str, ...]:
         standard = reference_row(rows, REFERENCE)
         name = standard.backend if standard is not None else REFERENCE
         equal = f", = inside the paired interval of {name}" if len(rows) > 1 else ""
-        parts.append(f"HellaSwag: ± standard error{equal}")
-    return tuple(parts)
+        counts = sorted({row.hellaswag.n for row in rows if row.hellaswag is not None})
+        items = " or ".join(f"{count:,}" for count in counts)
+        parts.append(f"HellaSwag: {items} questions, ± standard error{equal}")
+    texts = {
+        f"perplexity: {row.perplexity.n_tokens:,} tokens, {plain(row.perplexity.protocol)}": None
+        for row in rows
+        if row.perplexity is not None
+    }
+    return (*parts, *texts)
 
 
 def unsteady(comparison: Comparison) -> str | None:
