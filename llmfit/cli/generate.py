@@ -102,7 +102,7 @@ def _loading(deployer: Deployer) -> Deployer:
 
     backend = deployer.plan.backend
     with observer(quiet=False) if is_terminal(sys.stderr) else Silent() as watching:
-        watching.row_started(backend, backend, 0, 1)
+        watching.row_started(backend, f"loading {backend}", 0, 1)
         return deployer.load(partial(watching.progress, backend))
 
 
