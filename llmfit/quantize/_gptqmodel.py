@@ -10,7 +10,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,9 @@ kernel takes output rows in multiples of 16.
 Source: GPTQModel 7.6, ``pack_block``; PyTorch 2.13, ``_convert_weight_to_int4pack_for_cpu``.
 """
 
+# Compiling the packing code takes 20 s once, packing in Python 4 s per 100 M weights (2 cores).
+_COMPILE_FROM_WEIGHTS = 500_000_000
+
 # Layers fed by one norm are rescaled together by AWQ, so they are quantised all or none.
 _SIBLINGS = (frozenset(("q_proj", "k_proj", "v_proj")), frozenset(("gate_proj", "up_proj")))
 
@@ -45,6 +49,8 @@ class Layers:
     """e.g. ``self_attn.q_proj``."""
     kept: tuple[str, ...]
     """Left in bf16: their shape does not divide."""
+    weights: int
+    """Number of weights in the quantised layers."""
 
 
 @contextmanager
@@ -87,13 +93,12 @@ def plan_layers(model_path: Path) -> Layers:
     larger of equals. Raises QuantizationError when no layer's shape allows it.
     """
     shapes = _linear_shapes(model_path)
-    weights = {name: sum(rows * columns for rows, columns in s) for name, s in shapes.items()}
     best = max(
         (_legal(shapes, group_size) for group_size in GROUP_SIZES),
-        key=lambda layers: (sum(weights[name] for name in layers.quantized), layers.group_size),
+        key=lambda layers: (layers.weights, layers.group_size),
     )
     if not best.quantized:
-        widths = sorted({shape for s in shapes.values() for shape in s})
+        widths = sorted({shape for all_shapes in shapes.values() for shape in all_shapes})
         raise QuantizationError(
             f"no linear layer of {model_path} can be packed in {BITS} bits: of the shapes "
             f"{widths} none is a multiple of {PACK_ROWS} on both sides.",
@@ -102,39 +107,42 @@ def plan_layers(model_path: Path) -> Layers:
     return best
 
 
-def _linear_shapes(model_path: Path) -> dict[str, set[tuple[int, int]]]:
-    """(out, in) of each kind of linear layer in the decoder blocks; no weights are read."""
+def _linear_shapes(model_path: Path) -> dict[str, list[tuple[int, int]]]:
+    """(out, in) of every linear layer in the decoder blocks, by name; no weights are read."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.from_pretrained(model_path)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-    shapes: dict[str, set[tuple[int, int]]] = {}
+    shapes: dict[str, list[tuple[int, int]]] = {}
     for name, module in model.named_modules():
         match = re.search(r"\.\d+\.(.+)$", name)  # inside a numbered block
         if match and isinstance(module, torch.nn.Linear):
-            shapes.setdefault(match[1], set()).add((module.out_features, module.in_features))
+            shapes.setdefault(match[1], []).append((module.out_features, module.in_features))
     return shapes
 
 
-def _legal(shapes: dict[str, set[tuple[int, int]]], group_size: int) -> Layers:
-    fits = {
-        name: all(rows % PACK_ROWS == 0 and columns % group_size == 0 for rows, columns in s)
-        for name, s in shapes.items()
+def _legal(shapes: dict[str, list[tuple[int, int]]], group_size: int) -> Layers:
+    alone = {
+        name: all(rows % PACK_ROWS == 0 and columns % group_size == 0 for rows, columns in sizes)
+        for name, sizes in shapes.items()
     }
-    for name in shapes:
-        prefix, _, last = name.rpartition(".")
-        for siblings in _SIBLINGS:
-            if last in siblings:
-                fits[name] = all(
-                    fits.get(f"{prefix}.{sibling}".lstrip("."), True) for sibling in siblings
-                )
+    fits = {name: all(alone[other] for other in _siblings(name, shapes)) for name in shapes}
+    quantized = tuple(name for name in shapes if fits[name])
     return Layers(
         group_size=group_size,
-        quantized=tuple(name for name in shapes if fits[name]),
+        quantized=quantized,
         kept=tuple(name for name in shapes if not fits[name]),
+        weights=sum(rows * columns for name in quantized for rows, columns in shapes[name]),
     )
+
+
+def _siblings(name: str, names: Iterable[str]) -> list[str]:
+    """The layers that stand or fall with ``name``, itself included."""
+    prefix, dot, last = name.rpartition(".")
+    together = next((group for group in _SIBLINGS if last in group), {last})
+    return [other for other in names if other in {prefix + dot + each for each in together}]
 
 
 def exclusions(layers: Layers) -> dict[str, dict[str, Any]] | None:
@@ -158,6 +166,7 @@ def quantize_to(
     folder: Path,
     model_path: Path,
     settings: Any,
+    layers: Layers,
     sequences: Sequence[Sequence[int]],
     *,
     device: str,
@@ -177,14 +186,15 @@ def quantize_to(
     settings.offload_to_disk_path = str(offload)
     calibration = [{"input_ids": list(ids), "attention_mask": [1] * len(ids)} for ids in sequences]
     try:
-        model = gptqmodel.GPTQModel.load(
-            str(model_path), settings, device=device, dtype=torch.bfloat16
-        )
-        model.layer_callback = _LayerCallback(
-            progress, model.model.config.get_text_config().num_hidden_layers
-        )
-        model.quantize(calibration, backend=gptqmodel.BACKEND(packing), batch_size=4)
-        model.save(str(folder))
+        with _packing_environment(layers):
+            model = gptqmodel.GPTQModel.load(
+                str(model_path), settings, device=device, dtype=torch.bfloat16
+            )
+            model.layer_callback = _LayerCallback(
+                progress, model.model.config.get_text_config().num_hidden_layers
+            )
+            model.quantize(calibration, backend=gptqmodel.BACKEND(packing), batch_size=4)
+            model.save(str(folder))
     except (LlmfitError, OSError):
         raise
     except Exception as exc:  # GPTQModel raises every kind, bare Exception too
@@ -195,6 +205,18 @@ def quantize_to(
     finally:
         shutil.rmtree(offload, ignore_errors=True)
     _finish_config(folder, extra_config)
+
+
+@contextmanager
+def _packing_environment(layers: Layers) -> Iterator[None]:
+    """Choose between GPTQModel's compiled packing and its Python one, which differ in time only."""
+    with _environment_kept():
+        if layers.weights < _COMPILE_FROM_WEIGHTS:
+            os.environ.setdefault("GPTQMODEL_DISABLE_PACK_EXT", "1")
+        # ninja lies beside the interpreter in a virtual environment that is not activated.
+        scripts = str(Path(sys.executable).parent)
+        os.environ["PATH"] = os.pathsep.join((scripts, os.environ.get("PATH", os.defpath)))
+        yield
 
 
 def _finish_config(folder: Path, extra: dict[str, Any]) -> None:

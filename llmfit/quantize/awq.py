@@ -53,6 +53,7 @@ def quantize_awq(
             folder,
             model_path,
             settings,
+            layers,
             sequences,
             device=device,
             packing="awq_torch",  # GPTQModel's own choice wants CUDA even for packing

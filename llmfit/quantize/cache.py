@@ -64,7 +64,8 @@ class ArtifactCache:
     """A folder of quantised artifacts, shared safely between processes."""
 
     def __init__(self, root: Path | None = None) -> None:
-        self.root = root or platformdirs.user_cache_path("llmfit") / "artifacts"
+        chosen = root or platformdirs.user_cache_path("llmfit") / "artifacts"
+        self.root = chosen.expanduser().absolute()
         self._hashes = FileHashes(self.root / ".hashes.json")
 
     def get_or_make(

@@ -45,6 +45,7 @@ def quantize_gptq(
         folder,
         model_path,
         settings,
+        layers,
         sequences,
         device=device,
         packing="gptq_torch",
