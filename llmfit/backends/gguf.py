@@ -23,8 +23,9 @@ from llmfit.backends.registry import split_id
 from llmfit.device import physical_cores
 from llmfit.errors import EvaluationError, ModelLoadError, ModelNotFound, UsageError
 from llmfit.quantize.cache import ArtifactCache
-from llmfit.quantize.gguf import DEFAULT_TYPE, FILE_TYPES, fallback_note, make_gguf, read_types
+from llmfit.quantize.gguf import DEFAULT_TYPE, FILE_TYPES, make_gguf
 from llmfit.quantize.gguf_shape import ARCHITECTURES
+from llmfit.quantize.gguf_types import fallback_note, read_types
 from llmfit.records import Kernel, ModelSpec, Plan
 
 if TYPE_CHECKING:

@@ -38,6 +38,8 @@ class LlamaCppModel:
         log.forget()
         params = llama_cpp.llama_model_default_params()
         params.n_gpu_layers = 0
+        # Weights are repacked for the CPU's kernels; mapped, the file's pages would stay beside.
+        params.load_mode = llama_cpp.LLAMA_LOAD_MODE_NONE
         self._handle = llama_cpp.llama_model_load_from_file(str(file).encode(), params)
         if not self._handle:
             raise ModelLoadError(f"llama.cpp cannot load {file}: {log.complaints()}.")

@@ -3,22 +3,19 @@
     folder ─► convert (16 or 32 bits, lossless) ─► llama.cpp's quantiser ─► model.gguf
 
 A type such as Q4_K_M is a mixture chosen by llama.cpp per tensor, and a tensor whose rows the
-type's block does not divide gets another type. ``read_types`` tells from the finished file what
-became of it.
+type's block does not divide gets another type: ``gguf_types`` tells what became of it.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
-from llmfit.errors import ModelLoadError, QuantizationError
+from llmfit.errors import QuantizationError
 from llmfit.quantize.cache import ArtifactCache, Setting
 from llmfit.quantize.gguf_convert import (
     FLOAT_FILE_TYPES,
-    NOTES_KEY,
     convert,
     stored_dtype,
 )
@@ -49,38 +46,7 @@ CONVERTER_VERSION = 1
 """Part of the cache's key: raised when the same model would give another file."""
 
 _FILE = "model.gguf"
-_FLOATS = ("F32", "F16", "BF16", "F64")
 _PROGRESS = re.compile(r"\[\s*(\d+)/\s*(\d+)\]")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GgufTypes:
-    """What a GGUF file's tensors are stored as."""
-
-    parameters: Mapping[str, int]
-    """Parameters by type, e.g. ``Q4_K``; most first."""
-    weights_bytes: int
-    widths: tuple[int, ...]
-    """Row lengths of the matrices, ascending."""
-    notes: tuple[str, ...]
-    """What the converter had to say, where the file is llmfit's own."""
-
-    @property
-    def quantized_share(self) -> float:
-        """Share of the parameters in block-quantised types, 0…1."""
-        total = sum(self.parameters.values())
-        return 1 - sum(self.parameters.get(kind, 0) for kind in _FLOATS) / total
-
-    def linear(self) -> str:
-        """The types of at least a tenth of the parameters each, e.g. ``Q4_K/Q6_K``."""
-        total = sum(self.parameters.values())
-        main = [kind for kind, count in self.parameters.items() if count >= 0.1 * total]
-        return "/".join(main)
-
-    def shares(self) -> str:
-        """All types with their shares, e.g. ``Q5_0 54 %, F16 40 %``."""
-        total = sum(self.parameters.values())
-        return ", ".join(f"{k} {100 * n / total:.3g} %" for k, n in self.parameters.items())
 
 
 def make_gguf(
@@ -145,48 +111,3 @@ def quantize(
             f"llama.cpp cannot quantise {source} to {file_type.upper()}: {log.complaints()}.",
             hint="--backends gguf:f16",
         )
-
-
-def read_types(file: Path) -> GgufTypes:
-    """Read the tensors' types from a GGUF file. Raises ModelLoadError for a broken file."""
-    import gguf
-
-    try:
-        reader = gguf.GGUFReader(file)
-    except (OSError, ValueError, IndexError, KeyError) as exc:
-        raise ModelLoadError(f"{file} cannot be read as GGUF: {exc}.") from exc
-    if not reader.tensors:
-        raise ModelLoadError(f"{file} holds no tensors, only a vocabulary.")
-    counts: dict[str, int] = {}
-    for tensor in reader.tensors:
-        kind = tensor.tensor_type.name
-        counts[kind] = counts.get(kind, 0) + int(tensor.n_elements)
-    notes = reader.get_field(NOTES_KEY)
-    return GgufTypes(
-        parameters=dict(sorted(counts.items(), key=lambda item: -item[1])),
-        weights_bytes=sum(int(tensor.n_bytes) for tensor in reader.tensors),
-        widths=tuple(sorted({int(t.shape[0]) for t in reader.tensors if len(t.shape) > 1})),
-        notes=tuple(notes.contents()) if notes is not None else (),
-    )
-
-
-def fallback_note(file_type: str, types: GgufTypes) -> str | None:
-    """What llama.cpp stored instead where ``file_type``'s blocks do not divide a row, or None.
-
-    Source: llama.cpp's src/llama-quant.cpp: K-quants and IQ4_XS have blocks of 256, the other
-    quantised types of 32; a tensor that does not fit takes a type with blocks of 32, or F16.
-    """
-    if file_type in FLOAT_FILE_TYPES:
-        return None
-    name = file_type.upper()
-    wide = "_K" in name or name == "IQ4_XS"
-    block = 256 if wide else 32
-    odd = [width for width in types.widths if width % block]
-    if not odd:
-        return None
-    total = sum(types.parameters.values())
-    fitting = sum(n for kind, n in types.parameters.items() if kind.endswith("_K") or kind == name)
-    held = f"{100 * fitting / total:.3g} % of parameters in {'K-quants' if '_K' in name else name}"
-    widths = " and ".join(map(str, odd))
-    reason = f"row length {widths} is" if len(odd) == 1 else f"row lengths {widths} are"
-    return f"{name}: {held} ({reason} not divisible by {block}): {types.shares()}"

@@ -13,14 +13,8 @@ from llmfit.backends.base import no_progress
 from llmfit.decode.base import Window
 from llmfit.errors import ModelLoadError, QuantizationError
 from llmfit.quantize.cache import ArtifactCache
-from llmfit.quantize.gguf import (
-    FILE_TYPES,
-    GgufTypes,
-    fallback_note,
-    make_gguf,
-    quantize,
-    read_types,
-)
+from llmfit.quantize.gguf import FILE_TYPES, make_gguf, quantize
+from llmfit.quantize.gguf_types import GgufTypes, fallback_note, read_types
 
 pytest.importorskip("llama_cpp")
 gguf = pytest.importorskip("gguf")
