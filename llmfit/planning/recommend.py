@@ -7,6 +7,7 @@ Every row that is not picked gets its reason.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from llmfit.planning.quality import (
@@ -127,7 +128,9 @@ def _why_second(row: RunRecord, pick: RunRecord, tied: Sequence[RunRecord]) -> s
 
 def _why_none(rows: Sequence[RunRecord], budget_bytes: int | None) -> str:
     if not any(row.status == "ok" for row in rows):
-        return "No format can be recommended: none of the rows ran."
+        counts = Counter(STATUS_WORDS[row.status] for row in rows)
+        why = ", ".join(f"{word}: {count}" for word, count in sorted(counts.items()))
+        return f"No format can be recommended: none of the rows ran ({why or 'there are none'})."
     if budget_bytes is not None and not any(
         row.status == "ok" and fits(row, budget_bytes) for row in rows
     ):

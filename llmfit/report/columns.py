@@ -30,7 +30,7 @@ Detail = Literal["reasons", "full", "compact"]
 
 UNKNOWN = "–"
 PICK = "★"
-_SHORT_REASON_CHARS = 32
+_SHORT_REASON_CHARS = 40
 _UNSTEADY = 0.2
 """Runs whose interval is wider than this share of the median are called unsteady."""
 

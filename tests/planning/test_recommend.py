@@ -172,7 +172,7 @@ def test_no_ok_row_gives_no_pick() -> None:
     """When nothing ran, or nothing suits, the verdict is empty-handed and says why."""
     failed = replace(make_record("bf16"), status="failed", reason="killed by signal 9.")
     verdict = recommend([failed], budget_bytes=None)
-    assert verdict.backend is None and "none of the rows ran" in verdict.reasons[0]
+    assert verdict.backend is None and "none of the rows ran (failed: 1)" in verdict.reasons[0]
     assert reason_against(verdict, "bf16") == "failed: killed by signal 9."
     too_big = recommend([make_record("bf16", peak_gb=16)], budget_bytes=8 * GB)
     assert too_big.backend is None and "none fits 8.00 GB" in too_big.reasons[0]
