@@ -1,0 +1,55 @@
+"""Fixtures shared by all tests: real small models, and the optional folder of reference data."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from llmfit.models import data_path, resolve
+from llmfit.records import ModelSpec
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def pytest_configure() -> None:
+    """Keep the suite off the network and to two threads, whatever the machine is."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Third-party reference data in a folder beside the checkout; not part of the repository."""
+    folder = REPOSITORY.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("the reference data folder ../shared/data is not here")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def stories260k(shared_data: Path) -> ModelSpec:
+    """A real trained model of 260,032 parameters with layers of width 64 and 172."""
+    return resolve(str(shared_data / "stories260k"))
+
+
+@pytest.fixture(scope="session")
+def embedded() -> ModelSpec:
+    """The model inside the package."""
+    return resolve(None)
+
+
+@pytest.fixture(scope="session")
+def embedded_text() -> str:
+    """The embedded perplexity text."""
+    return data_path("text.txt").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def user_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Point the user's cache and data folders into the test's own folder."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    return tmp_path

@@ -1,0 +1,133 @@
+"""Quality figures against plain loops and against lm-eval's own transformers model."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from llmfit.backends.base import LoadedModel
+from llmfit.backends.registry import get_backend
+from llmfit.evaluate.adapter import ModelAdapter
+from llmfit.evaluate.score import evaluate
+from llmfit.evaluate.tasks import hellaswag_task, read_documents
+from llmfit.models import data_path
+from llmfit.records import EvaluationSettings, ModelSpec, Plan
+
+
+def load(spec: ModelSpec, backend: str = "bf16") -> LoadedModel:
+    """A row's loaded model on the CPU."""
+    return get_backend(backend).load(Plan(backend=backend, model=spec, device="cpu"))
+
+
+def plain_loss(spec: ModelSpec, documents: list[str], window: int) -> tuple[float, int]:
+    """Mean negative log-likelihood per token of a plain transformers loop in bfloat16.
+
+    Each document starts from BOS; later windows start from the token before them.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(spec.path)
+    model = AutoModelForCausalLM.from_pretrained(
+        spec.path, dtype=torch.bfloat16, attn_implementation="eager"
+    )
+    total, count = 0.0, 0
+    for document in documents:
+        ids = tokenizer(document, add_special_tokens=False)["input_ids"]
+        ids = [tokenizer.bos_token_id, *ids]
+        for start in range(0, len(ids) - 1, window):
+            piece = torch.tensor([ids[start : start + window + 1]])
+            with torch.inference_mode():
+                logits = model(piece[:, :-1]).logits[0].float()
+            total += torch.nn.functional.cross_entropy(
+                logits, piece[0, 1:], reduction="sum"
+            ).item()
+            count += piece.shape[1] - 1
+    return total / count, count
+
+
+def test_perplexity_equals_a_plain_loop_on_a_real_model(
+    stories260k: ModelSpec, shared_data: Path
+) -> None:
+    """The bf16 row's loss agrees with a plain transformers loop within 0.5 %."""
+    path = shared_data / "tinystories_sample.txt"
+    settings = EvaluationSettings(
+        hellaswag_file=str(data_path("hellaswag.jsonl")), text_file=str(path), limit=5
+    )
+    with load(stories260k) as model:
+        scored = evaluate(model, stories260k, settings).perplexity
+    assert scored is not None
+    # 511 scored tokens a window: 512 ids with the one of context.
+    loss, count = plain_loss(stories260k, read_documents(path), window=511)
+    assert scored.n_tokens == count
+    assert math.log(scored.token) == pytest.approx(loss, rel=0.005)
+
+
+def test_perplexity_equals_a_plain_loop_on_the_embedded_model(embedded: ModelSpec) -> None:
+    """The same, with windows shorter than the documents."""
+    settings = EvaluationSettings(limit=3, ppl_window=33)
+    with load(embedded) as model:
+        scored = evaluate(model, embedded, settings).perplexity
+    assert scored is not None
+    documents = read_documents(data_path("text.txt"))[:3]
+    ids = AutoTokenizer.from_pretrained(embedded.path)
+    assert scored.n_tokens == sum(
+        len(ids(document, add_special_tokens=False)["input_ids"]) for document in documents
+    )
+    # lm-eval's last window of a document reaches back to keep its length, so that the plain
+    # loop's last window has less context: a bound, not an equality.
+    loss, _ = plain_loss(embedded, documents, window=32)
+    assert math.log(scored.token) == pytest.approx(loss, rel=0.05)
+
+
+def test_choices_equal_lm_evals_own_model(embedded: ModelSpec) -> None:
+    """In float32 every question gets the choice that lm-eval's hf model makes."""
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+
+    loaded = load(embedded, "sdpa")
+    loaded.model = loaded.model.float()  # type: ignore[attr-defined]
+    adapter = ModelAdapter(loaded, window=512, batch_tokens=2048)
+    theirs = HFLM(
+        pretrained=loaded.model,  # type: ignore[attr-defined]
+        tokenizer=AutoTokenizer.from_pretrained(embedded.path),
+        batch_size=8,
+    )
+    task = hellaswag_task(data_path("hellaswag.jsonl"))
+    samples = []
+    for model in (adapter, theirs):
+        output = simple_evaluate(model=model, tasks=[task], limit=40, bootstrap_iters=2)
+        samples.append(
+            sorted(output["samples"]["hellaswag_local"], key=lambda sample: sample["doc_id"])
+        )
+    for ours, their in zip(*samples, strict=True):
+        our_scores = [response[0][0] for response in ours["resps"]]
+        their_scores = [response[0][0] for response in their["resps"]]
+        assert our_scores == pytest.approx(their_scores, rel=1e-3)
+        assert (ours["acc"], ours["acc_norm"]) == (their["acc"], their["acc_norm"])
+
+
+def test_questions_do_not_depend_on_the_batch(embedded: ModelSpec) -> None:
+    """Accuracy and every single answer are the same for two batch sizes."""
+    with load(embedded, "sdpa") as model:
+        first, second = (
+            evaluate(model, embedded, EvaluationSettings(limit=40, batch_tokens=batch)).hellaswag
+            for batch in (256, 4096)
+        )
+    assert first is not None and second is not None
+    assert first.n == 40
+    assert first.acc_norm == pytest.approx(sum(first.correct) / 40)
+    differing = sum(a != b for a, b in itertools.zip_longest(first.correct, second.correct))
+    assert differing <= 1, "bf16 rounding may tip one close question, not more"
+
+
+def test_generate_until_stops_at_its_string(embedded: ModelSpec) -> None:
+    """Text is greedy and ends before the first stop string."""
+    with load(embedded) as model:
+        adapter = ModelAdapter(model, window=512, batch_tokens=2048)
+        whole = adapter._generate("Weather: It was", {"until": [], "max_gen_toks": 24})
+        stop = whole[len(whole) // 2]
+        cut = adapter._generate("Weather: It was", {"until": [stop], "max_gen_toks": 24})
+    assert cut == whole.split(stop)[0]

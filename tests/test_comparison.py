@@ -1,0 +1,159 @@
+"""The comparison: rows that cannot run are rows, and what is finished is kept."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import llmfit
+from llmfit.backends.base import Package
+from llmfit.backends.nf4 import Nf4
+from llmfit.comparison import ComparisonInterrupted, compare
+from llmfit.errors import ModelNotFound, StoreError, UsageError
+from llmfit.models import data_path
+from llmfit.records import Comparison, EvaluationSettings, RunRecord, Workload, read_record
+
+QUICK = Workload(prompt_tokens=16, new_tokens=8)
+FEW = EvaluationSettings(limit=4)
+
+
+class Watcher:
+    """Notes what a comparison tells, and may act on it."""
+
+    def __init__(self, on_progress: Any = None) -> None:
+        self.started: list[str] = []
+        self.done: list[RunRecord] = []
+        self.on_progress = on_progress
+
+    def row_started(self, backend: str, label: str, index: int, total: int) -> None:
+        self.started.append(backend)
+
+    def progress(self, backend: str, stage: str, done: int, total: int) -> None:
+        if self.on_progress is not None:
+            self.on_progress(backend, stage, done)
+
+    def row_done(self, record: RunRecord) -> None:
+        self.done.append(record)
+
+
+def quantised_copy(tmp_path: Path, method: dict[str, Any]) -> Path:
+    """A folder whose config says that its weights are quantised."""
+    folder = tmp_path / "quantised"
+    folder.mkdir()
+    config = json.loads((data_path("embedded") / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": method}))
+    return folder
+
+
+def test_rows_and_verdict_are_on_disk(tmp_path: Path) -> None:
+    """Each row is a file as soon as it is done, and the whole is one too."""
+    watcher = Watcher()
+    seen: list[list[str]] = []
+    watcher.row_done = lambda record: seen.append(  # type: ignore[method-assign]
+        sorted(path.name for path in tmp_path.glob("*/*.json"))
+    )
+    comparison = compare(
+        backends=["sdpa", "nf4"], workload=QUICK, evaluation=FEW, runs_dir=str(tmp_path),
+        observer=watcher,
+    )  # fmt: skip
+    assert seen == [["sdpa.json"], ["nf4.json", "sdpa.json"]]
+    assert [row.status for row in comparison.rows] == ["ok", "ok"]
+    folder = tmp_path / comparison.run_id
+    assert read_record(Comparison, folder / "comparison.json") == comparison
+    assert read_record(RunRecord, folder / "nf4.json") == comparison.rows[1]
+    for row in comparison.rows:
+        assert row.hellaswag is not None and row.hellaswag.n == 4
+        assert row.perplexity is not None and row.perplexity.token > 1
+        assert row.memory is not None and row.memory.predicted_bytes is not None
+    assert comparison.verdict.backend in ("sdpa", "nf4")
+
+
+def test_a_missing_package_is_an_unavailable_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The row says the exact pip line, and the others run."""
+    absent = (*Nf4.packages, Package("no_such_module", "no-such-package"))
+    monkeypatch.setattr(Nf4, "packages", absent)
+    comparison = compare(
+        backends=["nf4", "sdpa"], workload=QUICK, evaluation=None, runs_dir=str(tmp_path)
+    )
+    assert [row.status for row in comparison.rows] == ["unavailable", "ok"]
+    assert "no-such-package" in str(comparison.rows[0].reason)
+    assert "pip install 'llmfit[bnb]'" in str(comparison.rows[0].reason)
+    assert comparison.verdict.backend == "sdpa"
+
+
+def test_a_quantised_model_leaves_the_other_rows_out(tmp_path: Path) -> None:
+    """Rows of other formats say why they were skipped."""
+    folder = quantised_copy(tmp_path, {"quant_method": "fp8"})
+    comparison = compare(str(folder), workload=QUICK, evaluation=None, runs_dir=str(tmp_path))
+    assert {row.status for row in comparison.rows} == {"skipped"}
+    assert all("already quantised (fp8)" in str(row.reason) for row in comparison.rows)
+    assert comparison.verdict.backend is None
+
+
+def test_a_budget_that_is_too_small_rules_rows_out(tmp_path: Path) -> None:
+    """Rows that need more than --gpu-gb are not tried; the CPU row has no such bound."""
+    comparison = compare(
+        backends=["bf16", "gguf"], workload=QUICK, evaluation=None, gpu_gb=0.001,
+        runs_dir=str(tmp_path),
+    )  # fmt: skip
+    bf16, gguf = comparison.rows
+    assert bf16.status == "does_not_fit" and "budget is 1 MB" in str(bf16.reason)
+    assert gguf.status == "ok", gguf.reason
+
+
+def test_an_interrupt_keeps_the_finished_rows(tmp_path: Path) -> None:
+    """Ctrl-C in the second row: the first is kept, the rest are skipped, all is on disk."""
+
+    def interrupt(backend: str, stage: str, done: int) -> None:
+        if backend == "bf16" and stage == "measure":
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(ComparisonInterrupted) as caught:
+        compare(
+            backends=["sdpa", "bf16", "nf4"], workload=QUICK, evaluation=None,
+            runs_dir=str(tmp_path), observer=Watcher(interrupt),
+        )  # fmt: skip
+    rows = caught.value.comparison.rows
+    assert [row.status for row in rows] == ["ok", "skipped", "skipped"]
+    assert rows[1].reason == "interrupted"
+    stored = read_record(Comparison, next(tmp_path.glob("*/comparison.json")))
+    assert stored == caught.value.comparison
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "says"),
+    [
+        ({"backends": ["bf17"]}, UsageError, "bf17"),
+        ({"backends": []}, UsageError, "no backend"),
+        ({"backends": ["nf4", "nf4"]}, UsageError, "twice"),
+        ({"backends": ["gguf:q9_x"]}, UsageError, "q9_x"),
+        ({"checkpoints": {"nf4": "x"}}, UsageError, "nf4 takes no checkpoint"),
+        ({"backends": ["nf4"], "checkpoints": {"awq": "x"}}, UsageError, "not among the rows"),
+        ({"device": "tpu"}, UsageError, "tpu"),
+        ({"workload": Workload(prompt_tokens=5000)}, UsageError, "5000 prompt"),
+        ({"workload": Workload(new_tokens=1)}, UsageError, "1 new tokens"),
+        ({"model": "./absent"}, ModelNotFound, "absent"),
+        ({"runs_dir": "/proc/none"}, StoreError, "/proc/none"),
+    ],
+)
+def test_wrong_arguments_are_refused_before_anything_runs(
+    tmp_path: Path, options: dict[str, Any], error: type[Exception], says: str
+) -> None:
+    """Each mistake is one error that names the value."""
+    with pytest.raises(error, match=says):
+        compare(**({"runs_dir": str(tmp_path)} | options))
+
+
+def test_public_names_resolve() -> None:
+    """Every name of ``llmfit.__all__`` is there, and an unknown one is an AttributeError."""
+    for name in llmfit.__all__:
+        assert getattr(llmfit, name) is not None
+    with pytest.raises(AttributeError, match="no_such_name"):
+        _ = llmfit.no_such_name  # type: ignore[attr-defined]
