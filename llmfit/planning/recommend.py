@@ -23,6 +23,11 @@ from llmfit.units import format_bytes, format_number, format_percent, format_rat
 
 REFERENCE = "bf16"
 
+TIE_SHARE = 0.1
+"""Two speeds tie where their intervals overlap and the medians differ by at most this share of
+the faster. Without the second condition one row of unsteady runs, whose interval is wide, would
+tie with every other. A choice."""
+
 STATUS_WORDS: dict[Status, str] = {
     "ok": "ok",
     "failed": "failed",
@@ -47,7 +52,7 @@ def recommend(
         why = _why_none(rows, budget_bytes)
         return Verdict(backend=None, reasons=(why,), rejected=_rejections(rejected))
     fastest = max(suitable, key=lambda row: _rate(row).median)
-    tied = [row for row in suitable if overlap(_rate(row), _rate(fastest))]
+    tied = [row for row in suitable if _ties(_rate(row), _rate(fastest))]
     pick = min(tied, key=_memory_order)
     for row in suitable:
         rejected[row.backend] = _why_second(row, pick, tied)
@@ -245,6 +250,10 @@ def _rate(row: RunRecord) -> Sampled:
     if row.decode is None:
         raise ValueError(f"row {row.backend} has no decode rate.")
     return row.decode.tokens_per_s
+
+
+def _ties(rate: Sampled, fastest: Sampled) -> bool:
+    return overlap(rate, fastest) and rate.median >= (1 - TIE_SHARE) * fastest.median
 
 
 def _rate_text(row: RunRecord) -> str:

@@ -122,6 +122,15 @@ def test_overlapping_speeds_go_to_the_smaller_memory() -> None:
     assert reason_against(verdict, "nf4").startswith("slower")
 
 
+def test_unsteady_runs_do_not_tie_with_everything() -> None:
+    """A fast row with a wide interval is not traded for a row a tenth as fast."""
+    rows = [
+        make_record("bf16", tokens_per_s=25, spread=0.8, peak_gb=1),
+        make_record("gguf", tokens_per_s=250, spread=0.99, peak_gb=2),
+    ]
+    assert recommend(rows, budget_bytes=None).backend == "gguf"
+
+
 def test_unmeasured_quality_is_not_judged_and_said_so() -> None:
     """Without quality figures the verdict rests on speed and memory, and tells."""
     rows = [
