@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -112,6 +113,16 @@ class Gguf(Backend):
                 f"{', '.join(ARCHITECTURES)}); --checkpoint gguf=FILE takes a ready file"
             )
         return outcome
+
+    def prepare(self, plan: Plan) -> None:
+        """As the base; also what transformers imports only once a tokenizer is loaded."""
+        super().prepare(plan)
+        from llmfit.decode.llama_log import llama_log
+
+        llama_log()
+        if Path(plan.model.path).is_dir():
+            with suppress(ModelLoadError):  # load meets the same and says it
+                load_tokenizer(plan.model.path)
 
     def load(self, plan: Plan, progress: Progress = no_progress) -> LoadedModel:
         """See ``Backend.load``."""
