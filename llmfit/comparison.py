@@ -16,9 +16,10 @@ from typing import Protocol
 
 from llmfit.backends.registry import backend_ids, get_backend, split_id
 from llmfit.errors import StoreError, UsageError
+from llmfit.evaluate.score import evaluation_files
 from llmfit.files import write_atomically
 from llmfit.measure import check_workload
-from llmfit.models import local_folder, resolve
+from llmfit.models import hub_reachable, local_folder, resolve
 from llmfit.planning.memory import predict_memory
 from llmfit.planning.recommend import recommend
 from llmfit.records import (
@@ -110,6 +111,7 @@ def compare(
         threads=threads,
         seed=seed,
         cache_dir=cache_dir,
+        offline=_must_do_without_hub(spec, evaluation),
     )
     plans = [
         _plan(base, backend, (checkpoints or {}).get(split_id(backend)[0])) for backend in chosen
@@ -127,7 +129,7 @@ def compare(
             environment=machine,
             command=command,
         )
-        write_atomically(folder / "comparison.json", to_json(comparison))
+        _store(folder / "comparison.json", comparison)
         return comparison
 
     try:
@@ -166,6 +168,16 @@ def _device(asked: str | None, machine: Environment) -> Device:
     return "cpu" if asked == "cpu" or machine.gpu is None else "cuda"
 
 
+def _must_do_without_hub(spec: ModelSpec, evaluation: EvaluationSettings | None) -> bool:
+    """True when an evaluation set would come from the hub and the hub does not answer.
+
+    Asked once here, so that not every row waits for it in vain.
+    """
+    if evaluation is None or None not in evaluation_files(spec, evaluation):
+        return False
+    return not hub_reachable()
+
+
 def _make_run_folder(spec: ModelSpec, runs_dir: str | None) -> tuple[str, Path]:
     """A new folder for this run's records. Raises StoreError where it cannot be made."""
     slug = re.sub(r"[^\w.-]+", "-", spec.name).strip("-.") or "model"
@@ -202,6 +214,10 @@ def _run_row(
     observer: Observer | None,
 ) -> RunRecord:
     """Run one row, or say why not; its record is on disk before this returns."""
+    record = _reason_not_to_run(plan, machine)
+    if record is None:
+        # Before the row's own bar: the hub client draws bars too.
+        plan = replace(plan, model=local_folder(plan.model))
     if observer is not None:
         observer.row_started(plan.backend, blank_record(plan).label, index, total)
 
@@ -209,17 +225,24 @@ def _run_row(
         if observer is not None:
             observer.progress(plan.backend, stage, done, all_of_it)
 
-    record = _reason_not_to_run(plan, machine)
     if record is None:
         name = plan.backend.replace(":", "-")
-        ready = replace(plan, model=local_folder(plan.model))
         record = run_isolated(
-            ready, time_limit_s=time_limit_s, progress=progress, log_path=folder / f"{name}.log"
+            plan, time_limit_s=time_limit_s, progress=progress, log_path=folder / f"{name}.log"
         )
-    write_atomically(folder / f"{plan.backend.replace(':', '-')}.json", to_json(record))
+    _store(folder / f"{plan.backend.replace(':', '-')}.json", record)
     if observer is not None:
         observer.row_done(record)
     return record
+
+
+def _store(path: Path, record: RunRecord | Comparison) -> None:
+    try:
+        write_atomically(path, to_json(record))
+    except OSError as exc:
+        raise StoreError(
+            f"cannot write {path}: {exc.strerror}.", hint="--runs-dir DIR on another disk"
+        ) from exc
 
 
 def _reason_not_to_run(plan: Plan, machine: Environment) -> RunRecord | None:

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import uuid
 from pathlib import Path
 
-from llmfit.errors import StoreError
 
+def write_atomically(file: Path, text: str) -> None:
+    """Write UTF-8 ``text`` so that a reader, or a crash, sees the old file or the new one.
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write UTF-8 ``text`` to ``path`` in one move. Raises StoreError naming the path."""
-    temporary: str | None = None
+    The file gets the user's own permissions. Raises OSError.
+    """
+    temporary = file.with_name(f".{file.name}-{uuid.uuid4().hex}")
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).replace(path)
-    except OSError as exc:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-        raise StoreError(f"cannot write {path}: {exc.strerror}.") from exc
+        with temporary.open("x", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -64,7 +64,10 @@ def read_spec(folder: Path, *, name: str, source: Source) -> ModelSpec:
 
 
 def local_folder(spec: ModelSpec) -> ModelSpec:
-    """The spec with its files on disk: downloads a hub model once. Raises ModelNotFound."""
+    """The spec with its files on disk: downloads a hub model once. Raises ModelNotFound.
+
+    The hub client draws its own progress bars on stderr.
+    """
     if spec.source != "hub":
         return spec
     from huggingface_hub import snapshot_download
@@ -201,6 +204,19 @@ def _spec_from_hub(model: str) -> ModelSpec:
     return spec_from_config(
         _read_config(Path(path)), name=model, path=model, source="hub", parameters=None
     )
+
+
+def hub_reachable() -> bool:
+    """True when the hub answers a plain request."""
+    from huggingface_hub import constants, get_session
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        get_session().head(constants.ENDPOINT, timeout=_HUB_TIMEOUT_S)
+    except Exception:  # whatever the client's HTTP library raises means that it is not reached
+        return False
+    return True
 
 
 def _hub_error(model: str, exc: Exception) -> ModelNotFound:

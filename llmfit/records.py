@@ -113,6 +113,8 @@ class Plan:
     seed: int = 0
     cache_dir: str | None = None
     """Where artifacts are kept; None for the user's cache folder."""
+    offline: bool = False
+    """The hub was not reached: do not wait for it, what is downloaded already still serves."""
 
 
 # ---------------------------------------------------------------- what is measured
@@ -247,8 +249,9 @@ class Evaluation:
 
     hellaswag: HellaSwag | None = None
     perplexity: Perplexity | None = None
+    notes: tuple[str, ...] = ()
+    """What could not be scored, and why."""
     seconds: float | None = None
-    lm_eval_version: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

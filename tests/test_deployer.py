@@ -29,7 +29,9 @@ def test_text_equals_transformers(deployed: Deployer) -> None:
         path, dtype=torch.bfloat16, attn_implementation="eager"
     )
     ids = tokenizer(PROMPT, return_tensors="pt")
-    expected = model.generate(**ids, max_new_tokens=60, do_sample=False)[0, ids.input_ids.shape[1] :]
+    expected = model.generate(**ids, max_new_tokens=60, do_sample=False)[
+        0, ids.input_ids.shape[1] :
+    ]
     ours = deployed.generate(PROMPT, max_new_tokens=60)
     assert list(ours.token_ids) == expected.tolist()
     assert ours.text == tokenizer.decode(expected, skip_special_tokens=True)

@@ -24,7 +24,9 @@ def test_records_come_back_equal() -> None:
 
 def test_schema_version_is_the_first_key() -> None:
     """A reader can tell the format from the first key."""
-    assert next(iter(json.loads(to_json(make_comparison([make_record("awq")]))))) == "schema_version"
+    assert (
+        next(iter(json.loads(to_json(make_comparison([make_record("awq")]))))) == "schema_version"
+    )
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"backend": 3}', '{"schema_version": "x"}'])

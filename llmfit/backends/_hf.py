@@ -62,7 +62,7 @@ class HfModel(LoadedModel):
             raise UsageError(
                 f"{capacity} tokens a sequence are asked for, the model's context is "
                 f"{self.context_length}.",
-                hint="fewer --prompt-tokens or --new-tokens",
+                hint="fewer prompt or new tokens",
             )
         return TorchDecoder(
             self.model,

@@ -88,7 +88,7 @@ def emit(text: str) -> None:
 
 def write_file(path: Path, text: str) -> None:
     """Write a result to a file, whole or not at all; raises StoreError."""
-    from llmfit.quantize.fingerprint import write_atomically
+    from llmfit.files import write_atomically
 
     try:
         if path.exists() and not path.is_file():  # a pipe or device cannot be replaced

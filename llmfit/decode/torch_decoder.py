@@ -52,7 +52,13 @@ class TorchDecoder(Decoder):
     """
 
     def __init__(
-        self, model: nn.Module, *, batch: int, capacity: int, pad_id: int = 0, compiled: bool = False
+        self,
+        model: nn.Module,
+        *,
+        batch: int,
+        capacity: int,
+        pad_id: int = 0,
+        compiled: bool = False,
     ) -> None:
         self.batch, self.capacity = batch, capacity
         self.compiled = compiled

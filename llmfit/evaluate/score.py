@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import math
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,9 @@ def require_lm_eval() -> None:
         )
 
 
-def settings_for(spec: ModelSpec, settings: EvaluationSettings) -> tuple[Path | None, Path | None]:
+def evaluation_files(
+    spec: ModelSpec, settings: EvaluationSettings
+) -> tuple[Path | None, Path | None]:
     """Files of the HellaSwag questions and the text; None means lm-eval's own task on the hub.
 
     The embedded model is scored on the embedded files unless others are given.
@@ -56,27 +57,38 @@ def evaluate(
 ) -> Evaluation:
     """Score ``model`` on HellaSwag and on a text.
 
-    Raises TaskUnavailable where lm-eval or a hub dataset is missing, and EvaluationError for a
-    damaged file or scores that are not numbers.
+    A task whose data is not here and not on a reachable hub is None, with a note. Raises
+    TaskUnavailable where lm-eval is missing, and EvaluationError for a damaged file or scores
+    that are not numbers.
     """
     require_lm_eval()
     from llmfit.evaluate.adapter import ModelAdapter
 
     started = time.perf_counter()
-    questions, text = settings_for(spec, settings)
+    questions, text = evaluation_files(spec, settings)
     adapter = ModelAdapter(
         model,
         window=settings.ppl_window,
         batch_tokens=settings.batch_tokens,
         progress=progress,
     )
-    hellaswag = _hellaswag(_run(adapter, hellaswag_task(questions), settings, "--hellaswag-file"))
-    perplexity = _perplexity(_run(adapter, text_task(text), settings, "--text-file"), adapter)
+    hellaswag = perplexity = None
+    notes = []
+    try:
+        hellaswag = _hellaswag(
+            _run(adapter, hellaswag_task(questions), settings, "--hellaswag-file")
+        )
+    except TaskUnavailable as exc:
+        notes.append(f"HellaSwag not scored: {exc}")
+    try:
+        perplexity = _perplexity(_run(adapter, text_task(text), settings, "--text-file"), adapter)
+    except TaskUnavailable as exc:
+        notes.append(f"perplexity not scored: {exc}")
     return Evaluation(
         hellaswag=hellaswag,
         perplexity=perplexity,
+        notes=tuple(notes),
         seconds=time.perf_counter() - started,
-        lm_eval_version=version("lm_eval"),
     )
 
 

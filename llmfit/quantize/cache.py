@@ -30,7 +30,8 @@ import platformdirs
 from filelock import FileLock, Timeout
 
 from llmfit.errors import StoreError, UsageError
-from llmfit.quantize.fingerprint import FileHashes, write_atomically
+from llmfit.files import write_atomically
+from llmfit.quantize.fingerprint import FileHashes
 
 FORMAT_VERSION = 1
 """Part of every key: raised when artifacts made by older code must not be served any more."""

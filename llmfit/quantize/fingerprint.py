@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
-import uuid
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from llmfit.errors import ModelNotFound
+from llmfit.files import write_atomically
 
 # What the weights, the architecture and the tokenizer are read from; a README or a licence
 # beside them changes no artifact.
@@ -93,19 +92,6 @@ def file_hash(file: Path) -> str:
     """BLAKE2b-160 of a file's content, read in chunks; hexadecimal."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=20)).hexdigest()
-
-
-def write_atomically(file: Path, text: str) -> None:
-    """Write ``text`` so that a reader, or a crash, sees the old file or the new one."""
-    temporary = file.with_name(f".{file.name}-{uuid.uuid4().hex}")
-    try:
-        with temporary.open("x", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _model_files(model_path: Path) -> list[Path]:

@@ -53,7 +53,7 @@ def run_isolated(
     The worker's own output goes to ``log_path``. An interrupt kills the worker and is passed on.
     """
     started = time.monotonic()
-    with _log_file(log_path) as log, _spawn("run", log) as worker:
+    with _log_file(log_path) as log, _spawn("run", log, plan.offline) as worker:
         assert worker.process.stdin is not None
         line = msgspec.json.encode(to_builtins(plan)) + b"\n"
         with suppress(BrokenPipeError):  # it died at once; exit code and log say why, below
@@ -125,7 +125,7 @@ class _Worker:
 
 
 @contextmanager
-def _spawn(task: str, log: IO[bytes]) -> Iterator[_Worker]:
+def _spawn(task: str, log: IO[bytes], offline: bool = False) -> Iterator[_Worker]:
     """A worker in a session of its own: Ctrl-C reaches only the parent. Killed at the end."""
     read_end, write_end = os.pipe()
     try:
@@ -136,7 +136,7 @@ def _spawn(task: str, log: IO[bytes]) -> Iterator[_Worker]:
             stderr=subprocess.STDOUT,
             pass_fds=(write_end,),
             start_new_session=True,
-            env=_environment(),
+            env=_environment(offline),
         )
     except OSError:
         os.close(read_end)
@@ -153,14 +153,15 @@ def _spawn(task: str, log: IO[bytes]) -> Iterator[_Worker]:
         os.close(read_end)
 
 
-def _environment() -> dict[str, str]:
+def _environment(offline: bool) -> dict[str, str]:
     """The parent's environment, with llmfit importable where it was run from a source folder."""
     package_root = str(Path(__file__).resolve().parents[2])
     path = os.environ.get("PYTHONPATH")
-    return os.environ | {
+    added = {
         "PYTHONPATH": package_root if not path else os.pathsep.join([package_root, path]),
         "TOKENIZERS_PARALLELISM": "false",
     }
+    return os.environ | added | ({"HF_HUB_OFFLINE": "1"} if offline else {})
 
 
 @contextmanager

@@ -152,6 +152,7 @@ def _evaluate(record: RunRecord, deployer: Deployer, progress: Progress) -> RunR
         record,
         hellaswag=quality.hellaswag,
         perplexity=quality.perplexity,
+        notes=record.notes + quality.notes,
         evaluate_s=quality.seconds,
     )
 

@@ -127,9 +127,7 @@ def test_sampling_filters_equal_transformers() -> None:
             expected = TopKLogitsWarper(top_k)(None, expected)
         if top_p < 1:
             expected = TopPLogitsWarper(top_p)(None, expected)
-        ours = filtered_logits(
-            logits, Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
-        )
+        ours = filtered_logits(logits, Sampling(temperature=temperature, top_k=top_k, top_p=top_p))
         torch.testing.assert_close(ours, expected)
 
 

@@ -41,9 +41,7 @@ def plain_loss(spec: ModelSpec, documents: list[str], window: int) -> tuple[floa
             piece = torch.tensor([ids[start : start + window + 1]])
             with torch.inference_mode():
                 logits = model(piece[:, :-1]).logits[0].float()
-            total += torch.nn.functional.cross_entropy(
-                logits, piece[0, 1:], reduction="sum"
-            ).item()
+            total += torch.nn.functional.cross_entropy(logits, piece[0, 1:], reduction="sum").item()
             count += piece.shape[1] - 1
     return total / count, count
 
