@@ -208,15 +208,20 @@ def _spec_from_hub(model: str) -> ModelSpec:
 
 def hub_reachable() -> bool:
     """True when the hub answers a plain request."""
-    from huggingface_hub import constants, get_session
+    from urllib.error import HTTPError
+    from urllib.request import Request, urlopen
+
+    from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
         return False
     try:
-        get_session().head(constants.ENDPOINT, timeout=_HUB_TIMEOUT_S)
-    except Exception:  # whatever the client's HTTP library raises means that it is not reached
+        with urlopen(Request(constants.ENDPOINT, method="HEAD"), timeout=_HUB_TIMEOUT_S):
+            return True
+    except HTTPError:
+        return True  # it answered, if only to refuse this request
+    except OSError:
         return False
-    return True
 
 
 def _hub_error(model: str, exc: Exception) -> ModelNotFound:
