@@ -122,6 +122,15 @@ def peak_resident_bytes() -> int | None:
     return _peak_from_rusage()
 
 
+def restart_peak() -> bool:
+    """Let ``peak_resident_bytes`` start again at the present value; False where it cannot."""
+    try:  # Linux
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
 def _peak_from_rusage() -> int | None:
     try:
         import resource
@@ -152,11 +161,7 @@ class MemoryMeter:
         self._loaded: int | None = None
         self._driver_peak: int | None = None
         self._idle = resident_bytes()
-        try:  # Linux: restart the kernel's own peak at the present value
-            Path("/proc/self/clear_refs").write_text("5")
-            self._exact = True
-        except OSError:
-            self._exact = False
+        self._exact = restart_peak()
         if device == "cuda":
             import torch
 

@@ -21,7 +21,7 @@ from llmfit.backends.base import (
     no_progress,
 )
 from llmfit.backends.registry import split_id
-from llmfit.device import physical_cores
+from llmfit.device import physical_cores, restart_peak
 from llmfit.errors import EvaluationError, ModelLoadError, ModelNotFound, UsageError
 from llmfit.quantize.cache import ArtifactCache
 from llmfit.quantize.gguf import DEFAULT_TYPE, FILE_TYPES, make_gguf
@@ -132,6 +132,7 @@ class Gguf(Backend):
         threads = plan.threads or physical_cores()
         tokenizer = load_tokenizer(plan.model.path)
         artifact = _artifact(plan, threads, progress)
+        notes = _without_making(artifact)
         types = read_types(artifact.file)
         model = LlamaCppModel(artifact.file, threads=threads)
         try:
@@ -145,7 +146,7 @@ class Gguf(Backend):
             dtype=artifact.file_type.upper() if artifact.file_type else types.linear(),
             weights_bytes=types.weights_bytes,
             quantized_share=types.quantized_share,
-            notes=(*([note] if note else []), *types.notes),
+            notes=(*([note] if note else []), *types.notes, *notes),
             artifact=str(artifact.file),
             quantize_s=artifact.seconds,
         )
@@ -163,6 +164,13 @@ def _artifact(plan: Plan, threads: int, progress: Progress) -> _Artifact:
         Path(plan.model.path), file_type, cache=cache, threads=threads, progress=progress
     )
     return _Artifact(file, file_type, seconds)
+
+
+def _without_making(artifact: _Artifact) -> tuple[str, ...]:
+    """Take the memory of making the artifact out of the row's peak, or note that it is in it."""
+    if artifact.seconds is None or restart_peak():
+        return ()
+    return ("the peak of RAM includes converting and quantising; a second run shows it without",)
 
 
 def _checkpoint_file(path: Path) -> Path:

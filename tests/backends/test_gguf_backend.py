@@ -16,6 +16,7 @@ import torch
 from llmfit.backends.base import LoadedModel
 from llmfit.backends.registry import get_backend
 from llmfit.decode.base import Decoder, Sampling, Window
+from llmfit.device import peak_resident_bytes, resident_bytes, restart_peak
 from llmfit.errors import EvaluationError, ModelLoadError, ModelNotFound, UsageError
 from llmfit.models import read_spec
 from llmfit.records import ModelSpec, Plan
@@ -279,6 +280,21 @@ def test_default_row(stories: Path, cache: Path, capfd: pytest.CaptureFixture[st
         assert again.info.notes == info.notes
     out, err = capfd.readouterr()
     assert "llama" not in out + err
+
+
+def test_making_is_no_part_of_the_rows_peak(stories: Path, tmp_path: Path) -> None:
+    """What converting and quantising took is forgotten by the peak, the loaded model is not."""
+    if not restart_peak():
+        pytest.skip("this system cannot restart a process's peak of memory")
+
+    def take_memory(stage: str, done: int, total: int) -> None:
+        if done == total:
+            np.ones(300_000_000, np.int8)
+
+    with get_backend("gguf").load(plan_of(stories, tmp_path, "gguf"), take_memory):
+        peak = peak_resident_bytes()
+        assert peak is not None
+        assert resident_bytes() <= peak < resident_bytes() + 150_000_000
 
 
 def test_a_checkpoint_is_loaded_as_it_is(stories: Path, cache: Path, tmp_path: Path) -> None:
