@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -23,13 +22,8 @@ from llmfit.backends.base import (
 )
 from llmfit.errors import ModelLoadError, UsageError
 from llmfit.models import local_folder, resolve
-from llmfit.quantize._gptqmodel import (
-    BITS,
-    LayerProgress,
-    Layers,
-    import_gptqmodel,
-    plan_layers,
-)
+from llmfit.quantize._gptqmodel import BITS, import_gptqmodel, plan_layers
+from llmfit.quantize.apart import Job, quantize_apart
 from llmfit.quantize.cache import ArtifactCache, Setting
 from llmfit.quantize.calibration import calibration_file, load_calibration
 from llmfit.quantize.fingerprint import file_hash
@@ -72,18 +66,10 @@ class GptqModelBackend(Backend):
     settings: Mapping[str, bool]
     """The method's own settings, part of the artifact's key."""
 
-    @abstractmethod
-    def quantize(
-        self,
-        model_path: Path,
-        folder: Path,
-        layers: Layers,
-        sequences: Sequence[Sequence[int]],
-        *,
-        device: str,
-        progress: LayerProgress,
-    ) -> None:
-        """Write the quantised checkpoint of ``model_path`` into ``folder``."""
+    def prepare(self, plan: Plan) -> None:
+        """See ``Backend.prepare``."""
+        import_gptqmodel()
+        super().prepare(plan)
 
     def load(self, plan: Plan, progress: Progress = no_progress) -> LoadedModel:
         """See ``Backend.load``."""
@@ -108,6 +94,8 @@ class GptqModelBackend(Backend):
         return HfModel(model, tokenizer=load_tokenizer(plan.model.path), info=info)
 
     def _make(self, plan: Plan, progress: Progress) -> _Artifact:
+        import torch
+
         source = Path(plan.model.path)
         tokens = min(SEQUENCE_TOKENS, plan.model.max_position_embeddings)
         layers = plan_layers(source)
@@ -121,14 +109,16 @@ class GptqModelBackend(Backend):
                 tokens=tokens,
                 seed=plan.seed,
             )
-            self.quantize(
-                source,
-                folder,
-                layers,
-                sequences,
+            job = Job(
+                method=self.id,
+                model_path=str(source),
+                folder=str(folder),
+                layers=layers,
+                sequences=sequences,
                 device=plan.device,
-                progress=lambda done, total: progress("quantize", done, total),
+                threads=torch.get_num_threads(),
             )
+            quantize_apart(job, lambda done, total: progress("quantize", done, total))
 
         cache = ArtifactCache(Path(plan.cache_dir) if plan.cache_dir else None)
         settings: dict[str, Setting] = {

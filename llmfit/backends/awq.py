@@ -17,4 +17,3 @@ class Awq(GptqModelBackend):
     loads_quantized = frozenset({"awq"})
     samples = awq.SAMPLES
     settings = awq.SETTINGS
-    quantize = staticmethod(awq.quantize_awq)

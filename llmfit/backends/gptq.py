@@ -17,4 +17,3 @@ class Gptq(GptqModelBackend):
     loads_quantized = frozenset({"gptq"})
     samples = gptq.SAMPLES
     settings = gptq.SETTINGS
-    quantize = staticmethod(gptq.quantize_gptq)

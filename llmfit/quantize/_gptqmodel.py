@@ -37,6 +37,8 @@ _COMPILE_FROM_WEIGHTS = 500_000_000
 # Layers fed by one norm are rescaled together by AWQ, so they are quantised all or none.
 _SIBLINGS = (frozenset(("q_proj", "k_proj", "v_proj")), frozenset(("gate_proj", "up_proj")))
 
+_HINT = "--checkpoint for a ready one, or --backends without this row"
+
 LayerProgress = Callable[[int, int], None]
 
 
@@ -92,7 +94,12 @@ def plan_layers(model_path: Path) -> Layers:
     The group size is the one of ``GROUP_SIZES`` that lets the most weights be quantised, the
     larger of equals. Raises QuantizationError when no layer's shape allows it.
     """
-    shapes = _linear_shapes(model_path)
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(model_path)
+    with torch.device("meta"):  # no weights are read
+        shapes = _linear_shapes(AutoModelForCausalLM.from_config(config))
     best = max(
         (_legal(shapes, group_size) for group_size in GROUP_SIZES),
         key=lambda layers: (layers.weights, layers.group_size),
@@ -107,20 +114,22 @@ def plan_layers(model_path: Path) -> Layers:
     return best
 
 
-def _linear_shapes(model_path: Path) -> dict[str, list[tuple[int, int]]]:
-    """(out, in) of every linear layer in the decoder blocks, by name; no weights are read."""
+def _linear_shapes(model: Any) -> dict[str, list[tuple[int, int]]]:
+    """(out, in) of every linear layer in the decoder blocks, by name inside its block."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.from_pretrained(model_path)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
     shapes: dict[str, list[tuple[int, int]]] = {}
     for name, module in model.named_modules():
-        match = re.search(r"\.\d+\.(.+)$", name)  # inside a numbered block
-        if match and isinstance(module, torch.nn.Linear):
-            shapes.setdefault(match[1], []).append((module.out_features, module.in_features))
+        if _in_block(name) and isinstance(module, torch.nn.Linear):
+            shape = (module.out_features, module.in_features)
+            shapes.setdefault(_in_block(name), []).append(shape)
     return shapes
+
+
+def _in_block(name: str) -> str:
+    """``mlp.up_proj`` of ``model.layers.3.mlp.up_proj``; empty outside a numbered block."""
+    match = re.search(r"\.\d+\.(.+)$", name)
+    return match[1] if match else ""
 
 
 def _legal(shapes: dict[str, list[tuple[int, int]]], group_size: int) -> Layers:
@@ -186,10 +195,11 @@ def quantize_to(
     settings.offload_to_disk_path = str(offload)
     calibration = [{"input_ids": list(ids), "attention_mask": [1] * len(ids)} for ids in sequences]
     try:
-        with _packing_environment(layers):
+        with _packing_environment(layers), _thread_failures_raised():
             model = gptqmodel.GPTQModel.load(
                 str(model_path), settings, device=device, dtype=torch.bfloat16
             )
+            _require_layers(_linear_shapes(model.model), layers, model_path)
             model.layer_callback = _LayerCallback(
                 progress, model.model.config.get_text_config().num_hidden_layers
             )
@@ -200,11 +210,55 @@ def quantize_to(
     except Exception as exc:  # GPTQModel raises every kind, bare Exception too
         raise QuantizationError(
             f"GPTQModel could not quantise {model_path}: {type(exc).__name__}: {exc}",
-            hint="--checkpoint for a ready one, or --backends without this row",
+            hint=_HINT,
         ) from exc
     finally:
         shutil.rmtree(offload, ignore_errors=True)
+    _require_layers(_quantized_in(folder), layers, model_path)
     _finish_config(folder, extra_config)
+
+
+@contextmanager
+def _thread_failures_raised() -> Iterator[None]:
+    """Let a failure in one of GPTQModel's threads reach the caller.
+
+    GPTQModel 7.6 ends the whole process then (``os._exit``), a notebook's too. The failure is
+    also set on the future that the caller waits for, which is enough.
+    """
+    from gptqmodel.utils.threadx import _DeviceWorker
+
+    original = _DeviceWorker._abort_process
+    _DeviceWorker._abort_process = lambda worker, failure: None
+    try:
+        yield
+    finally:
+        _DeviceWorker._abort_process = original
+
+
+def _require_layers(found: Iterable[str], layers: Layers, model_path: Path) -> None:
+    """Raise QuantizationError where GPTQModel's layers are not those of transformers' model.
+
+    For some architectures GPTQModel splits fused layers (Phi-3's gate_up_proj); its own loader
+    joins them again and transformers' does not.
+    """
+    absent = sorted(set(layers.quantized) - set(found))
+    if absent:
+        raise QuantizationError(
+            f"GPTQModel does not quantise {', '.join(absent)} of {model_path}; it has "
+            f"{', '.join(sorted(found)) or 'no layers'}.",
+            hint=_HINT,
+        )
+
+
+def _quantized_in(folder: Path) -> set[str]:
+    """The quantised layers of a checkpoint, by name inside their block."""
+    from safetensors import safe_open
+
+    names: set[str] = set()
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, framework="pt") as tensors:
+            names.update(tensors.keys())
+    return {_in_block(name).removesuffix(".qweight") for name in names if name.endswith(".qweight")}
 
 
 @contextmanager

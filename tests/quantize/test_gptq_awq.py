@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 from torch import Tensor
@@ -15,6 +21,7 @@ from llmfit.errors import QuantizationError, UsageError
 from llmfit.models import data_path
 from llmfit.quantize import awq, gptq
 from llmfit.quantize._gptqmodel import import_gptqmodel, plan_layers
+from llmfit.quantize.apart import Job, quantize_apart
 from llmfit.quantize.calibration import MIN_TOKENS, load_calibration
 
 pytest.importorskip("gptqmodel")
@@ -277,20 +284,76 @@ def test_clip_search_agrees_with_gptqmodel(sym: bool, outputs: int) -> None:
     assert torch.isclose(got, wanted).float().mean() > 0.99
 
 
+# ---------------------------------------------------------------- the process apart
+
+
+def job(model_path: Path, folder: Path, source: Path) -> Job:
+    return Job(
+        method="gptq",
+        model_path=str(model_path),
+        folder=str(folder),
+        layers=plan_layers(source),
+        sequences=[[1] * 64],
+        device="cpu",
+        threads=1,
+    )
+
+
+def children(process: psutil.Process) -> list[psutil.Process]:
+    """The quantising processes below ``process``, once there is one."""
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        found = [c for c in process.children() if "llmfit.quantize.apart" in c.cmdline()]
+        if found:
+            return found
+        time.sleep(0.05)
+    raise AssertionError("no quantising process appeared")
+
+
 def test_failure_inside_gptqmodel_is_translated(tmp_path: Path, source: Path) -> None:
-    """What GPTQModel raises comes out as a QuantizationError that names the model."""
+    """What GPTQModel raises in the child comes out as a QuantizationError naming the model."""
     broken = tmp_path / "broken"
     broken.mkdir()
-    for file in source.iterdir():
-        if file.suffix == ".json":
-            (broken / file.name).write_bytes(file.read_bytes())
-    (broken / "model.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{}      ")  # holds no tensor
-    with pytest.raises(QuantizationError, match="broken"):
-        gptq.quantize_gptq(
-            broken,
-            tmp_path,
-            plan_layers(broken),
-            [[1] * 64],
-            device="cpu",
-            progress=lambda done, total: None,
-        )
+    for file in source.glob("*.json"):
+        (broken / file.name).write_bytes(file.read_bytes())
+    (broken / "model.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{}      ")  # no tensor
+    with pytest.raises(QuantizationError, match=r"could not quantise .*broken"):
+        quantize_apart(job(broken, tmp_path, source), lambda done, total: None)
+
+
+def test_killed_quantising_is_an_error(tmp_path: Path, source: Path) -> None:
+    """A child killed for want of memory gives an error that says so, and no hang."""
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            quantize_apart(job(source, tmp_path, source), lambda done, total: None)
+        except QuantizationError as exc:
+            failures.append(exc)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    children(psutil.Process())[0].kill()
+    thread.join(timeout=60)
+    assert "signal SIGKILL (out of memory?)" in str(failures[0])
+
+
+def test_quantising_ends_with_its_parent(tmp_path: Path, source: Path) -> None:
+    """No quantising process outlives a worker that is killed."""
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from llmfit.quantize._gptqmodel import plan_layers\n"
+        "from llmfit.quantize.apart import Job, quantize_apart\n"
+        "quantize_apart(Job(method='gptq', model_path=sys.argv[1], folder=sys.argv[2],\n"
+        "    layers=plan_layers(Path(sys.argv[1])), sequences=[[1] * 512] * 128, device='cpu',\n"
+        "    threads=1), lambda done, total: None)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code, str(source), str(tmp_path)], env=environment
+    )
+    child = children(psutil.Process(parent.pid))[0]
+    parent.kill()
+    parent.wait()
+    child.wait(timeout=30)
+    assert not child.is_running()

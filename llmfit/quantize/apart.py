@@ -1,0 +1,157 @@
+"""GPTQ and AWQ quantising in a process of its own.
+
+    python -m llmfit.quantize.apart      one JSON job on stdin, JSON messages on stdout
+
+Quantising takes several times the quantised model's memory and leaves thread pools behind; in
+the process that then measures the row, both would be taken for the row's own. What the
+libraries print goes to stderr. The child ends when its stdin closes, so it never outlives the
+parent.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from llmfit.errors import QuantizationError
+from llmfit.quantize._gptqmodel import LayerProgress, Layers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What the child is to do."""
+
+    method: str
+    """``gptq`` or ``awq``."""
+    model_path: str
+    folder: str
+    """Where the checkpoint goes; it exists and is empty."""
+    layers: Layers
+    sequences: Sequence[Sequence[int]]
+    device: str
+    threads: int
+
+
+class Quantize(Protocol):
+    """``quantize_gptq`` or ``quantize_awq``."""
+
+    def __call__(
+        self,
+        model_path: Path,
+        folder: Path,
+        layers: Layers,
+        sequences: Sequence[Sequence[int]],
+        *,
+        device: str,
+        progress: LayerProgress,
+    ) -> None: ...
+
+
+def quantize_apart(job: Job, progress: LayerProgress) -> None:
+    """Do ``job`` in a child process and wait for it.
+
+    Raises QuantizationError, also when the child is killed (memory), and OSError where the disk
+    refuses.
+    """
+    package_root = str(Path(__file__).resolve().parents[2])
+    path = os.pathsep.join(filter(None, (package_root, os.environ.get("PYTHONPATH"))))
+    child = subprocess.Popen(
+        [sys.executable, "-m", "llmfit.quantize.apart"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+        env={**os.environ, "PYTHONPATH": path},
+    )
+    assert child.stdin is not None and child.stdout is not None
+    done = False
+    try:
+        child.stdin.write(json.dumps(asdict(job)) + "\n")
+        child.stdin.flush()
+        for line in child.stdout:
+            done = _receive(json.loads(line), progress) or done
+        code = child.wait()
+    finally:
+        child.kill()
+        child.stdin.close()
+        child.wait()
+    if not done:
+        raise QuantizationError(
+            f"quantising {job.model_path} by {job.method} ended with {_ending(code)}.",
+            hint="a machine with more memory, or --checkpoint for a ready one",
+        )
+
+
+def _receive(message: dict[str, Any], progress: LayerProgress) -> bool:
+    """Act on a message of the child; True for its last one."""
+    if "failed" in message:
+        raise QuantizationError(message["failed"], hint=message["hint"])
+    if "refused" in message:
+        raise OSError(*message["refused"])
+    if "layer" in message:
+        progress(*message["layer"])
+    return "done" in message
+
+
+def _ending(code: int) -> str:
+    if code >= 0:
+        return f"exit code {code}"
+    name = signal.Signals(-code).name
+    return f"signal {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
+
+
+def main() -> None:
+    """The child: do the job on stdin and report on stdout."""
+    # Messages keep the real stdout; prints of the libraries join stderr.
+    channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    job = json.loads(sys.stdin.readline())
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+    def send(**message: object) -> None:
+        channel.write(json.dumps(message) + "\n")
+        channel.flush()
+
+    try:
+        _work(job, lambda done, total: send(layer=[done, total]))
+    except QuantizationError as exc:
+        send(failed=exc.message, hint=exc.hint)
+    except OSError as exc:
+        send(refused=[exc.errno, exc.strerror or str(exc), exc.filename])
+    else:
+        send(done=True)
+
+
+def _work(job: dict[str, Any], progress: LayerProgress) -> None:
+    import torch
+
+    from llmfit.quantize.awq import quantize_awq
+    from llmfit.quantize.gptq import quantize_gptq
+
+    torch.set_num_threads(job["threads"])
+    methods: dict[str, Quantize] = {"gptq": quantize_gptq, "awq": quantize_awq}
+    methods[job["method"]](
+        Path(job["model_path"]),
+        Path(job["folder"]),
+        Layers(**job["layers"]),
+        job["sequences"],
+        device=job["device"],
+        progress=progress,
+    )
+
+
+def _end_with_parent() -> None:
+    sys.stdin.read()
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()
