@@ -18,7 +18,7 @@ from llmfit.backends.registry import get_backend
 from llmfit.decode.base import Decoder, Sampling, Window
 from llmfit.device import peak_resident_bytes, resident_bytes, restart_peak
 from llmfit.errors import EvaluationError, ModelLoadError, ModelNotFound, UsageError
-from llmfit.models import read_spec
+from llmfit.models import data_path, read_spec
 from llmfit.records import ModelSpec, Plan
 
 pytest.importorskip("llama_cpp")
@@ -47,21 +47,35 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def stories(shared_data: Path) -> Path:
-    """The trained model of 260 thousand parameters."""
+    """The trained model of 260 thousand parameters whose rows fit few types."""
     return shared_data / "stories260k"
 
 
+@pytest.fixture(params=["embedded", "stories260k"])
+def folder(request: pytest.FixtureRequest) -> Path:
+    """A real trained model: the package's own, and one of another vocabulary and shape."""
+    return Path(request.getfixturevalue(request.param).path)
+
+
 @pytest.fixture
-def loaded(stories: Path, cache: Path) -> Iterator[LoadedModel]:
-    """stories260k as float32 GGUF."""
-    with get_backend("gguf").load(plan_of(stories, cache)) as model:
+def text(folder: Path, request: pytest.FixtureRequest) -> str:
+    """Text of the kind that the model was trained on."""
+    if folder.name == "stories260k":
+        return (request.getfixturevalue("shared_data") / "tinystories_sample.txt").read_text()
+    return data_path("text.txt").read_text("utf-8")
+
+
+@pytest.fixture
+def loaded(folder: Path, cache: Path) -> Iterator[LoadedModel]:
+    """The model as float32 GGUF."""
+    with get_backend("gguf:f32").load(plan_of(folder, cache)) as model:
         yield model
 
 
 @pytest.fixture
-def reference(stories: Path) -> Any:
-    """stories260k in transformers, float32."""
-    return transformers.AutoModelForCausalLM.from_pretrained(stories).float().eval()
+def reference(folder: Path) -> Any:
+    """The model in transformers, float32."""
+    return transformers.AutoModelForCausalLM.from_pretrained(folder).float().eval()
 
 
 def continue_all(decoder: Decoder, count: int) -> list[list[int]]:
@@ -110,10 +124,9 @@ def test_a_decoder_can_be_used_again(loaded: LoadedModel) -> None:
     assert runs[0] == runs[1]
 
 
-def test_a_prompt_longer_than_one_chunk(loaded: LoadedModel, shared_data: Path) -> None:
+def test_a_prompt_longer_than_one_chunk(loaded: LoadedModel, text: str) -> None:
     """A batch of prompts that spans several chunks gives each prompt's own first token."""
-    text = (shared_data / "tinystories_sample.txt").read_text()
-    ids = loaded.tokenizer.encode(text)
+    ids = loaded.tokenizer.encode(text[:8000])
     prompts = [ids[:400], ids[:37], ids[:400]]
     together = loaded.decoder(batch=3, capacity=410)
     together.prefill(prompts)
@@ -163,13 +176,10 @@ def test_sampling_follows_the_distribution(loaded: LoadedModel, reference: Any) 
     assert chi2 < degrees + 5 * math.sqrt(2 * degrees)
 
 
-def test_scores_equal_those_of_transformers(
-    loaded: LoadedModel, reference: Any, shared_data: Path
-) -> None:
+def test_scores_equal_those_of_transformers(loaded: LoadedModel, reference: Any, text: str) -> None:
     """Scores agree within float16's rounding in the KV cache and the attention kernel, whether
     a window shares its beginning with the one before or not."""
-    text = (shared_data / "tinystories_sample.txt").read_text()
-    ids = tuple(loaded.tokenizer.encode(text)[:512])
+    ids = tuple(loaded.tokenizer.encode(text[:8000])[:512])
     windows = [
         Window(ids, 1),
         Window(ids[:60], 50),
@@ -199,17 +209,19 @@ def test_greedy_flag(loaded: LoadedModel) -> None:
     decoder.prefill([prompt])
     own = continue_all(decoder, 6)[0]
     ids = tuple(prompt + own)
-    windows = [Window(ids, len(prompt)), Window((*ids[:-1], (ids[-1] + 1) % 512), len(prompt))]
+    windows = [
+        Window(ids, len(prompt)),
+        Window((*ids[:-1], (ids[-1] + 1) % loaded.vocab_size), len(prompt)),
+    ]
     assert [score.greedy for score in loaded.score(windows, batch_tokens=4096)] == [True, False]
 
 
 def test_perplexity_of_the_half_precision_file(
-    stories: Path, cache: Path, reference: Any, shared_data: Path
+    folder: Path, cache: Path, reference: Any, text: str
 ) -> None:
     """The f16 file's perplexity on a story is within 3 % of bfloat16's in torch."""
-    text = (shared_data / "tinystories_sample.txt").read_text()
-    with get_backend("gguf:f16").load(plan_of(stories, cache, "gguf:f16")) as model:
-        ids = tuple(model.tokenizer.encode(text)[:512])
+    with get_backend("gguf:f16").load(plan_of(folder, cache, "gguf:f16")) as model:
+        ids = tuple(model.tokenizer.encode(text[:8000])[:512])
         (score,) = model.score([Window(ids, 1)], batch_tokens=4096)
     with torch.no_grad():
         logits = reference.bfloat16()(torch.tensor([ids])).logits[0, :-1].double()
@@ -253,13 +265,34 @@ def test_limits_are_errors(loaded: LoadedModel) -> None:
     decoder.step()
     with pytest.raises(UsageError, match="full"):
         decoder.step()
-    with pytest.raises(UsageError, match="513"):
-        loaded.decoder(batch=1, capacity=513)
-    with pytest.raises(EvaluationError, match="513"):
-        list(loaded.score([Window((1,) * 513, 1)], batch_tokens=4096))
+    beyond = loaded.context_length + 1
+    with pytest.raises(UsageError, match=f"{beyond} tokens"):
+        loaded.decoder(batch=1, capacity=beyond)
+    with pytest.raises(EvaluationError, match=f"{beyond} tokens"):
+        list(loaded.score([Window((1,) * beyond, 1)], batch_tokens=4096))
 
 
-def test_default_row(stories: Path, cache: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_default_row_of_the_embedded_model(embedded: ModelSpec, cache: Path) -> None:
+    """The package's own model takes K-quants whole: no note, and 3 % of perplexity at most."""
+    ids: tuple[int, ...] = ()
+    losses = []
+    for backend in ("gguf", "gguf:f32"):
+        plan = plan_of(Path(embedded.path), cache, backend)
+        with get_backend(backend).load(plan) as model:
+            if backend == "gguf":
+                assert model.info.kernel.linear == "llama.cpp Q4_K/Q6_K"
+                assert model.info.notes == ()
+                assert (model.info.quantized_share or 0) > 0.99
+            text = data_path("text.txt").read_text("utf-8")[:8000]
+            ids = tuple(model.tokenizer.encode(text)[:1024])
+            (score,) = model.score([Window(ids, 1)], batch_tokens=4096)
+            losses.append(-sum(score.logprobs) / len(score.logprobs))
+    assert math.exp(losses[0] - losses[1]) == pytest.approx(1, abs=0.03)
+
+
+def test_default_row_of_odd_shapes(
+    stories: Path, cache: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     """Q4_K_M at rows of 64 and 172: a legal file, the note says what was stored, no log leaks."""
     stages: list[str] = []
     backend = get_backend("gguf")
