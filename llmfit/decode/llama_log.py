@@ -23,6 +23,8 @@ class LlamaLog:
         self._complaints: deque[str] = deque(maxlen=20)
         self._level = 0
         self._listener: Callable[[str], None] | None = None
+        self.callback: Any = None
+        """What C calls; it holds no reference, so this one keeps the object alive."""
 
     def receive(self, level: int, text: bytes, _: Any) -> None:
         """One message; called from C, possibly on another thread."""
@@ -60,8 +62,7 @@ def llama_log() -> LlamaLog:
     import llama_cpp
 
     log = LlamaLog()
-    callback = llama_cpp.llama_log_callback(log.receive)
-    log.callback = callback  # type: ignore[attr-defined] # C holds no reference: keep it alive
-    llama_cpp.llama_log_set(callback, ctypes.c_void_p(0))
+    log.callback = llama_cpp.llama_log_callback(log.receive)
+    llama_cpp.llama_log_set(log.callback, ctypes.c_void_p(0))
     llama_cpp.llama_backend_init()
     return log
