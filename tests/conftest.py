@@ -47,6 +47,12 @@ def embedded_text() -> str:
     return data_path("text.txt").read_text(encoding="utf-8")
 
 
+@pytest.fixture(scope="session")
+def artifact_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache folder for the whole run, so that each artifact is made once."""
+    return tmp_path_factory.mktemp("artifacts")
+
+
 @pytest.fixture
 def user_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Point the user's cache and data folders into the test's own folder."""

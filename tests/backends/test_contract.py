@@ -1,0 +1,122 @@
+"""What every backend of the registry promises; a new one is picked up by itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from llmfit.backends._hf import HfModel
+from llmfit.backends.base import Backend, LoadedModel
+from llmfit.backends.registry import BACKENDS, backend_ids, get_backend
+from llmfit.decode.base import Window
+from llmfit.errors import EvaluationError, UsageError
+from llmfit.records import ModelSpec, Plan
+
+pytestmark = pytest.mark.slow
+
+CONTEXT = (0, 31, 57, 400)
+
+
+@pytest.fixture(scope="module", params=backend_ids())
+def backend(request: pytest.FixtureRequest) -> Backend:
+    """Each backend in turn; one whose packages are missing is skipped with its pip line."""
+    chosen = get_backend(request.param)
+    if chosen.missing():
+        pytest.skip(f"{chosen.id}: {chosen.install_hint()}")
+    return chosen
+
+
+@pytest.fixture(scope="module")
+def loaded(backend: Backend, embedded: ModelSpec, artifact_cache: Path) -> Iterator[LoadedModel]:
+    """The embedded model in that format, on the CPU."""
+    plan = Plan(
+        backend=backend.id, model=embedded, device="cpu", threads=2, cache_dir=str(artifact_cache)
+    )
+    assert backend.check(plan).unavailable is None
+    backend.prepare(plan)
+    with backend.load(plan) as model:
+        yield model
+
+
+def test_a_backend_names_itself(backend: Backend) -> None:
+    """Its id is the registry's, it has a label, and its extra is one of pyproject.toml's."""
+    assert BACKENDS[backend.id].endswith(type(backend).__name__)
+    assert backend.label
+    assert backend.devices <= {"cpu", "cuda"}
+    if backend.extra is not None:
+        assert f"llmfit[{backend.extra}]" in backend.install_hint()
+
+
+def test_loading_says_what_it_became(loaded: LoadedModel, embedded: ModelSpec) -> None:
+    """Kernel, bytes and share quantised are facts of the model in memory."""
+    assert loaded.info.kernel.linear and loaded.info.kernel.attention
+    assert loaded.vocab_size == embedded.vocab_size
+    assert loaded.context_length == embedded.max_position_embeddings
+    assert loaded.info.weights_bytes is not None and embedded.parameters is not None
+    assert 0.4 < loaded.info.weights_bytes / embedded.parameters < 2.1  # bytes a parameter
+    share = loaded.info.quantized_share
+    assert share is not None
+    # All linear layers of the blocks: 4.7 of 5.2 M parameters; GGUF has the embedding too.
+    assert share == 0.0 or 0.85 < share <= 1.0
+
+
+def test_probabilities_sum_to_one(loaded: LoadedModel) -> None:
+    """The scores of all possible next tokens are a distribution."""
+    windows = [Window((*CONTEXT, token), len(CONTEXT)) for token in range(loaded.vocab_size)]
+    scores = list(loaded.score(windows, batch_tokens=4096))
+    total = math.fsum(math.exp(score.logprobs[0]) for score in scores)
+    assert total == pytest.approx(1.0, abs=2e-3)
+    best = max(range(len(scores)), key=lambda token: scores[token].logprobs[0])
+    assert scores[best].greedy
+    decoder = loaded.decoder(batch=1, capacity=8)
+    decoder.prefill([CONTEXT])
+    assert decoder.tokens() == [best], "decoding and scoring agree on the likeliest token"
+    decoder.close()
+
+
+def test_a_batch_continues_each_prompt(loaded: LoadedModel) -> None:
+    """Prompts of different length in one batch start as they do alone, and each step adds one."""
+    prompts = [CONTEXT, (0, 77)]
+    together = loaded.decoder(batch=2, capacity=16)
+    together.prefill(prompts)
+    firsts = together.tokens()
+    together.step()
+    assert len(together.tokens()) == 2
+    together.close()
+    for prompt, first in zip(prompts, firsts, strict=True):
+        alone = loaded.decoder(batch=1, capacity=16)
+        alone.prefill([prompt])
+        assert alone.tokens() == [first]
+        alone.close()
+
+
+def test_greedy_tokens_equal_generate(backend: Backend, loaded: LoadedModel) -> None:
+    """A PyTorch row continues as transformers.generate does on the same weights."""
+    if not isinstance(loaded, HfModel):
+        pytest.skip(f"{backend.id} is not run by PyTorch")
+    if backend.id == "compiled":
+        pytest.skip("compiled arithmetic rounds less; tests/decode compares it in float32")
+    decoder = loaded.decoder(batch=1, capacity=64)
+    decoder.prefill([CONTEXT])
+    ours = decoder.tokens()
+    for _ in range(23):
+        decoder.step()
+        ours += decoder.tokens()
+    decoder.close()
+    theirs = loaded.model.generate(  # type: ignore[operator]
+        torch.tensor([CONTEXT]), max_new_tokens=24, do_sample=False, eos_token_id=None
+    )
+    assert ours == theirs[0, len(CONTEXT) :].tolist()
+
+
+def test_limits_are_errors(loaded: LoadedModel) -> None:
+    """More tokens than the context holds is refused, in decoding and in scoring."""
+    with pytest.raises(UsageError):
+        loaded.decoder(batch=1, capacity=loaded.context_length + 1)
+    long = Window(tuple([1] * (loaded.context_length + 1)), 1)
+    with pytest.raises(EvaluationError):
+        list(loaded.score([long], batch_tokens=4096))
