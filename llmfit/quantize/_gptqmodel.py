@@ -23,6 +23,8 @@ from llmfit.errors import LlmfitError, QuantizationError
 BITS = 4
 GROUP_SIZES = (128, 64, 32)
 """Inputs that share a scale; the first is the format's usual one."""
+OFFLOAD = ".offload"
+"""Folder inside the checkpoint's own where GPTQModel keeps finished layers while it works."""
 PACK_ROWS = 32
 """Both sides of a quantised matrix must be multiples of this.
 
@@ -191,8 +193,6 @@ def quantize_to(
     import torch
 
     gptqmodel = import_gptqmodel()
-    offload = folder / ".offload"
-    settings.offload_to_disk_path = str(offload)
     calibration = [{"input_ids": list(ids), "attention_mask": [1] * len(ids)} for ids in sequences]
     try:
         with _packing_environment(layers), _thread_failures_raised():
@@ -213,7 +213,7 @@ def quantize_to(
             hint=_HINT,
         ) from exc
     finally:
-        shutil.rmtree(offload, ignore_errors=True)
+        shutil.rmtree(folder / OFFLOAD, ignore_errors=True)
     _require_layers(_quantized_in(folder), layers, model_path)
     _finish_config(folder, extra_config)
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmfit.quantize._gptqmodel import (
     BITS,
+    OFFLOAD,
     LayerProgress,
     Layers,
     exclusions,
@@ -45,7 +46,11 @@ def quantize_awq(
     from gptqmodel.quantization import AWQConfig
 
     settings = AWQConfig(
-        bits=BITS, group_size=layers.group_size, dynamic=exclusions(layers), **SETTINGS
+        bits=BITS,
+        group_size=layers.group_size,
+        dynamic=exclusions(layers),
+        offload_to_disk_path=str(folder / OFFLOAD),
+        **SETTINGS,
     )
     names = [name.rpartition(".")[2] for name in layers.kept]
     with _clip_search_by_covariance():

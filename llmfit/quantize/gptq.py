@@ -10,6 +10,7 @@ from pathlib import Path
 
 from llmfit.quantize._gptqmodel import (
     BITS,
+    OFFLOAD,
     LayerProgress,
     Layers,
     exclusions,
@@ -39,7 +40,11 @@ def quantize_gptq(
     from gptqmodel.quantization import GPTQConfig
 
     settings = GPTQConfig(
-        bits=BITS, group_size=layers.group_size, dynamic=exclusions(layers), **SETTINGS
+        bits=BITS,
+        group_size=layers.group_size,
+        dynamic=exclusions(layers),
+        offload_to_disk_path=str(folder / OFFLOAD),
+        **SETTINGS,
     )
     quantize_to(
         folder,
