@@ -1,11 +1,21 @@
-"""Helpers for tests of code that uses llmfit: records with sensible figures, made in one line."""
+"""Helpers for tests of code that uses llmfit: records in one line, and a model that needs no torch."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+from llmfit.backends.base import (
+    Backend,
+    LoadedModel,
+    LoadInfo,
+    Progress,
+    Tokenizer,
+    no_progress,
+)
+from llmfit.decode.base import GREEDY, Decoder, Sampling, Window, WindowScore
 from llmfit.planning.recommend import recommend
 from llmfit.records import (
     Comparison,
@@ -18,6 +28,7 @@ from llmfit.records import (
     Memory,
     ModelSpec,
     Perplexity,
+    Plan,
     Prefill,
     RunRecord,
     Workload,
@@ -146,3 +157,83 @@ def _hellaswag(acc_norm: float, n: int) -> HellaSwag:
 
 def _perplexity(token: float) -> Perplexity:
     return Perplexity(token=token, protocol="window 2048, stride 2048, BOS", n_tokens=100_000)
+
+
+class ByteTokenizer(Tokenizer):
+    """A token per UTF-8 byte; 0 is BOS and EOS."""
+
+    bos_id = 0
+    eos_id = 0
+
+    def encode(self, text: str, *, special: bool = True) -> list[int]:
+        """See ``Tokenizer.encode``."""
+        return [self.bos_id] * special + list(text.encode())
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """See ``Tokenizer.decode``."""
+        return bytes(token for token in ids if token).decode(errors="replace")
+
+
+class FakeDecoder(Decoder):
+    """Continues every prompt by counting up from its last token."""
+
+    def __init__(self, batch: int, capacity: int, vocab_size: int) -> None:
+        self.batch, self.capacity = batch, capacity
+        self.steps = 0
+        self._vocab_size = vocab_size
+        self._last: list[int] = []
+
+    def prefill(self, prompts: Sequence[Sequence[int]], sampling: Sampling = GREEDY) -> None:
+        """See ``Decoder.prefill``."""
+        self.check_prompts(prompts)
+        self._last = [(prompt[-1] + 1) % self._vocab_size for prompt in prompts]
+
+    def step(self) -> None:
+        """See ``Decoder.step``."""
+        self.steps += 1
+        self._last = [(token + 1) % self._vocab_size for token in self._last]
+
+    def tokens(self) -> list[int]:
+        """See ``Decoder.tokens``."""
+        return list(self._last)
+
+    def close(self) -> None:
+        """See ``Decoder.close``."""
+
+
+class FakeModel(LoadedModel):
+    """A model for which every next token is equally likely: its perplexity is its vocabulary."""
+
+    vocab_size = 256
+    context_length = 128
+
+    def __init__(self) -> None:
+        self.info = LoadInfo(kernel=Kernel(linear="none", attention="none"), dtype="none")
+        self.tokenizer = ByteTokenizer()
+        self.closed = False
+
+    def decoder(self, *, batch: int, capacity: int) -> Decoder:
+        """See ``LoadedModel.decoder``."""
+        return FakeDecoder(batch, capacity, self.vocab_size)
+
+    def score(self, windows: Sequence[Window], *, batch_tokens: int) -> Iterator[WindowScore]:
+        """See ``LoadedModel.score``."""
+        for window in windows:
+            scored = len(window.ids) - window.score_from
+            yield WindowScore((-math.log(self.vocab_size),) * scored, greedy=False)
+
+    def close(self) -> None:
+        """See ``LoadedModel.close``."""
+        self.closed = True
+
+
+class FakeBackend(Backend):
+    """A backend without packages that loads a ``FakeModel``."""
+
+    id = "fake"
+    label = "Fake"
+    packages = ()
+
+    def load(self, plan: Plan, progress: Progress = no_progress) -> LoadedModel:
+        """See ``Backend.load``."""
+        return FakeModel()

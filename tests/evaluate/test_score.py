@@ -17,6 +17,7 @@ from llmfit.evaluate.score import evaluate
 from llmfit.evaluate.tasks import hellaswag_task, read_documents
 from llmfit.models import data_path
 from llmfit.records import EvaluationSettings, ModelSpec, Plan
+from llmfit.testing import FakeModel, make_model
 
 
 def load(spec: ModelSpec, backend: str = "bf16") -> LoadedModel:
@@ -78,6 +79,28 @@ def test_perplexity_equals_a_plain_loop_on_the_embedded_model(embedded: ModelSpe
     # loop's last window has less context: a bound, not an equality.
     loss, _ = plain_loss(embedded, documents, window=32)
     assert math.log(scored.token) == pytest.approx(loss, rel=0.05)
+
+
+def test_a_uniform_model_has_its_vocabulary_as_perplexity(tmp_path: Path) -> None:
+    """Closed form: 256 equally likely bytes give perplexity 256 per token and 8 bits per byte."""
+    text = tmp_path / "text.txt"
+    text.write_text("one two three\n" * 40 + "<|endoftext|>\nfour five\n")
+    settings = EvaluationSettings(
+        hellaswag_file=str(data_path("hellaswag.jsonl")), text_file=str(text), limit=12
+    )
+    quality = evaluate(FakeModel(), make_model(), settings)
+    assert quality.perplexity is not None and quality.hellaswag is not None
+    assert quality.perplexity.token == pytest.approx(256)
+    assert quality.perplexity.bits_per_byte == pytest.approx(8)
+    assert quality.perplexity.n_tokens == len("one two three\n") * 40 - 1 + len("four five")
+    # Per word: 256 to the bytes of a word; the first document has 120 words, the second 2.
+    words = 120 + 2
+    assert quality.perplexity.word == pytest.approx(256 ** (quality.perplexity.n_tokens / words))
+    assert quality.hellaswag.n == 12
+    share = sum(quality.hellaswag.correct) / 12
+    assert quality.hellaswag.acc_norm == pytest.approx(share)
+    # Standard error of a share: sqrt(p (1 − p) ÷ (n − 1)).
+    assert quality.hellaswag.stderr == pytest.approx(math.sqrt(share * (1 - share) / 11))
 
 
 def test_choices_equal_lm_evals_own_model(embedded: ModelSpec) -> None:
