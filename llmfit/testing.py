@@ -1,4 +1,4 @@
-"""Helpers for tests of code that uses llmfit: records in one line, and a model that needs no torch."""
+"""Helpers for tests of code that uses llmfit: records in one line, a model without torch."""
 
 from __future__ import annotations
 

@@ -111,8 +111,8 @@ class GptqModelBackend(Backend):
             )
             job = Job(
                 method=self.id,
-                model_path=str(source),
-                folder=str(folder),
+                model_path=str(source.resolve()),
+                folder=str(folder.resolve()),
                 layers=layers,
                 sequences=sequences,
                 device=plan.device,

@@ -145,8 +145,9 @@ def _perplexity(output: dict[str, Any], adapter: Any) -> Perplexity:
     return Perplexity(
         token=math.exp(-loglikelihood / tokens),
         protocol=(
-            f"windows of {adapter.window} ids: 1 of context (BOS at a document's start) and up "
-            f"to {adapter.window - 1} scored; each token scored once; documents apart"
+            f"windows of {adapter.window} ids: 1 of context (BOS at a document's start) and "
+            f"{adapter.window - 1} scored, a document's last window reaching back for context; "
+            "each token scored once; documents apart"
         ),
         n_tokens=tokens,
         word=float(output["results"]["word_perplexity,none"]),

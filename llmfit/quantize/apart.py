@@ -15,6 +15,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -32,8 +33,9 @@ class Job:
     method: str
     """``gptq`` or ``awq``."""
     model_path: str
+    """The model's folder, absolute."""
     folder: str
-    """Where the checkpoint goes; it exists and is empty."""
+    """Where the checkpoint goes, absolute; it exists and is empty."""
     layers: Layers
     sequences: Sequence[Sequence[int]]
     device: str
@@ -63,13 +65,20 @@ def quantize_apart(job: Job, progress: LayerProgress) -> None:
     """
     package_root = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(filter(None, (package_root, os.environ.get("PYTHONPATH"))))
+    # GPTQModel writes a folder "logs" into the current one.
+    with tempfile.TemporaryDirectory(prefix="llmfit-quantize-") as scratch:
+        _run_child(job, progress, scratch, {**os.environ, "PYTHONPATH": path})
+
+
+def _run_child(job: Job, progress: LayerProgress, cwd: str, environment: dict[str, str]) -> None:
     child = subprocess.Popen(
         [sys.executable, "-m", "llmfit.quantize.apart"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         encoding="utf-8",
-        env={**os.environ, "PYTHONPATH": path},
+        cwd=cwd,
+        env=environment,
     )
     assert child.stdin is not None and child.stdout is not None
     done = False
