@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -171,14 +172,15 @@ def checkpoints(
     for name, quantize in (("gptq", gptq.quantize_gptq), ("awq", awq.quantize_awq)):
         made[name] = tmp_path_factory.mktemp(name)
         seen: list[tuple[int, int]] = []
-        quantize(
-            source,
-            made[name],
-            plan_layers(source),
-            sequences,
-            device="cpu",
-            progress=lambda done, total, seen=seen: seen.append((done, total)),
-        )
+        with contextlib.chdir(made[name].parent):  # GPTQModel writes a folder "logs" there
+            quantize(
+                source,
+                made[name],
+                plan_layers(source),
+                sequences,
+                device="cpu",
+                progress=lambda done, total, seen=seen: seen.append((done, total)),
+            )
         assert seen == [(1, 2), (2, 2)], "one progress call a layer"
     return made
 
