@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 import llmfit
 from llmfit.backends.base import Package
 from llmfit.backends.nf4 import Nf4
+from llmfit.backends.registry import backend_ids
 from llmfit.comparison import ComparisonInterrupted, compare
 from llmfit.errors import ModelNotFound, StoreError, UsageError
 from llmfit.models import data_path
-from llmfit.records import Comparison, EvaluationSettings, RunRecord, Workload, read_record
+from llmfit.records import (
+    Comparison,
+    EvaluationSettings,
+    ModelSpec,
+    RunRecord,
+    Workload,
+    read_record,
+)
 
 QUICK = Workload(prompt_tokens=16, new_tokens=8)
 FEW = EvaluationSettings(limit=4)
@@ -97,15 +107,66 @@ def test_a_quantised_model_leaves_the_other_rows_out(tmp_path: Path) -> None:
     assert comparison.verdict.backend is None
 
 
-def test_a_budget_that_is_too_small_rules_rows_out(tmp_path: Path) -> None:
+def test_a_budget_that_is_too_small_rules_rows_out(tmp_path: Path, artifact_cache: Path) -> None:
     """Rows that need more than --gpu-gb are not tried; the CPU row has no such bound."""
     comparison = compare(
         backends=["bf16", "gguf"], workload=QUICK, evaluation=None, gpu_gb=0.001,
-        runs_dir=str(tmp_path),
+        runs_dir=str(tmp_path), cache_dir=str(artifact_cache),
     )  # fmt: skip
     bf16, gguf = comparison.rows
-    assert bf16.status == "does_not_fit" and "budget is 1 MB" in str(bf16.reason)
+    assert bf16.status == "does_not_fit" and "budget is 1.00 MB" in str(bf16.reason)
     assert gguf.status == "ok", gguf.reason
+
+
+def test_a_killed_worker_costs_only_its_row(tmp_path: Path) -> None:
+    """kill -9 of the second row's process: that row failed with its reason, the others are ok."""
+
+    def kill(backend: str, stage: str, done: int) -> None:
+        if backend == "bf16" and stage == "measure":
+            for child in psutil.Process().children():
+                if "llmfit.runner.worker" in " ".join(child.cmdline()):
+                    child.kill()
+
+    comparison = compare(
+        backends=["sdpa", "bf16", "nf4"], workload=QUICK, evaluation=None,
+        runs_dir=str(tmp_path), observer=Watcher(kill),
+    )  # fmt: skip
+    assert [row.status for row in comparison.rows] == ["ok", "failed", "ok"]
+    assert "SIGKILL" in str(comparison.rows[1].reason)
+
+
+@pytest.mark.slow
+def test_all_formats_of_a_real_model(
+    stories260k: ModelSpec, shared_data: Path, tmp_path: Path, artifact_cache: Path
+) -> None:
+    """stories260K, whose width of 172 suits no block: eight rows are ok and say what they did."""
+    settings = EvaluationSettings(
+        hellaswag_file=str(shared_data / "hellaswag_val_sample1000.jsonl"),
+        text_file=str(shared_data / "tinystories_sample.txt"),
+        limit=20,
+    )
+    comparison = compare(
+        stories260k.path,
+        backends=[*backend_ids(), "gguf:f16"],
+        workload=QUICK,
+        evaluation=settings,
+        runs_dir=str(tmp_path),
+        cache_dir=str(artifact_cache),
+    )
+    rows = {row.backend: row for row in comparison.rows}
+    assert {row.status for row in comparison.rows} == {"ok"}, [r.reason for r in comparison.rows]
+    loss = {name: math.log(row.perplexity.token) for name, row in rows.items() if row.perplexity}
+    assert len(loss) == 9
+    assert rows["gguf:f16"].perplexity is not None and rows["bf16"].perplexity is not None
+    ratio = rows["gguf:f16"].perplexity.token / rows["bf16"].perplexity.token
+    assert ratio == pytest.approx(1.0, abs=0.03)
+    for name in ("int8", "nf4", "gptq", "awq", "gguf"):
+        assert loss[name] != loss["bf16"], f"{name} is really quantised"
+        assert loss[name] == pytest.approx(loss["bf16"], rel=0.15)
+    for name in ("gptq", "awq"):  # 172 divides by no group size: those layers stay in bf16
+        assert 0 < (rows[name].quantized_share or 0) < 0.9
+        assert "bf16" in " ".join(rows[name].notes)
+    assert "172" in " ".join(rows["gguf"].notes)
 
 
 def test_an_interrupt_keeps_the_finished_rows(tmp_path: Path) -> None:

@@ -107,8 +107,13 @@ def test_greedy_tokens_equal_generate(backend: Backend, loaded: LoadedModel) -> 
         decoder.step()
         ours += decoder.tokens()
     decoder.close()
+    ids = torch.tensor([CONTEXT])
     theirs = loaded.model.generate(  # type: ignore[operator]
-        torch.tensor([CONTEXT]), max_new_tokens=24, do_sample=False, eos_token_id=None
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=24,
+        do_sample=False,
+        eos_token_id=None,
     )
     assert ours == theirs[0, len(CONTEXT) :].tolist()
 
