@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from llmfit.backends._hf import HfModel, linear_kernel, load_causal_lm, weights_bytes
+from llmfit.backends._hf import (
+    HfModel,
+    fused_attention,
+    linear_kernel,
+    load_causal_lm,
+    weights_bytes,
+)
 from llmfit.backends._tokenizer import load_tokenizer
 from llmfit.backends.base import TORCH, LoadInfo, Package
 from llmfit.records import Kernel, Plan
@@ -17,10 +23,11 @@ _QUANTIZED_CLASSES = ("Linear4bit", "Linear8bitLt")
 def load_bnb(plan: Plan, quantization: Any | None, dtype: str, notes: tuple[str, ...]) -> HfModel:
     """Load with a ``BitsAndBytesConfig``, or None for a checkpoint that carries its own."""
     options = {} if quantization is None else {"quantization_config": quantization}
-    model = load_causal_lm(plan.model.path, plan, attention="sdpa", **options)
-    notes += keep_odd_layers_unpacked(model)
+    attention, attention_notes = fused_attention(plan.model.path)
+    model = load_causal_lm(plan.model.path, plan, attention=attention, **options)
+    notes += attention_notes + keep_odd_layers_unpacked(model)
     info = LoadInfo(
-        kernel=Kernel(linear=linear_kernel(model), attention="sdpa"),
+        kernel=Kernel(linear=linear_kernel(model), attention=attention),
         dtype=dtype,
         weights_bytes=weights_bytes(model),
         quantized_share=quantized_share(model),

@@ -9,7 +9,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmfit.backends._hf import HfModel, linear_kernel, load_causal_lm, weights_bytes
+from llmfit.backends._hf import (
+    HfModel,
+    fused_attention,
+    linear_kernel,
+    load_causal_lm,
+    weights_bytes,
+)
 from llmfit.backends._tokenizer import load_tokenizer
 from llmfit.backends.base import (
     TORCH,
@@ -80,14 +86,15 @@ class GptqModelBackend(Backend):
             artifact = _Artifact(folder=Path(plan.model.path), notes=(_describe(plan.model.path),))
         else:
             artifact = self._make(plan, progress)
-        model = load_causal_lm(str(artifact.folder), plan, attention="sdpa")
+        attention, attention_notes = fused_attention(str(artifact.folder))
+        model = load_causal_lm(str(artifact.folder), plan, attention=attention)
         repack(model)
         info = LoadInfo(
-            kernel=Kernel(linear=linear_kernel(model), attention="sdpa"),
+            kernel=Kernel(linear=linear_kernel(model), attention=attention),
             dtype=self.id,
             weights_bytes=weights_bytes(model),
             quantized_share=quantized_share(model),
-            notes=(*artifact.notes, *_arithmetic(model)),
+            notes=(*artifact.notes, *attention_notes, *_arithmetic(model)),
             artifact=str(artifact.folder),
             quantize_s=artifact.quantize_s,
         )

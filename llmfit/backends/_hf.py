@@ -128,6 +128,24 @@ def load_causal_lm(path: str, plan: Plan, *, attention: str, **options: Any) -> 
     return module
 
 
+def fused_attention(path: str) -> tuple[str, tuple[str, ...]]:
+    """``sdpa``, or ``eager`` with a note where the architecture has no fused attention.
+
+    For rows whose point is the weights' format. Gemma-2's capped scores, say, suit no fused kernel.
+    """
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
+
+    try:
+        kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(AutoConfig.from_pretrained(path))]
+    except (OSError, ValueError, KeyError) as exc:
+        raise ModelLoadError(
+            f"transformers knows no causal language model in {path}: {type(exc).__name__}: {exc}"
+        ) from exc
+    if getattr(kind, "_supports_sdpa", False):
+        return "sdpa", ()
+    return "eager", (f"eager attention: {kind.__name__} has no fused one",)
+
+
 def _be_quiet() -> None:
     """bitsandbytes warns on every CPU load that CUDA is missing; the record says the device."""
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

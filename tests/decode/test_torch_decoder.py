@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, MambaConfig
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MambaConfig,
+)
 from transformers.generation.logits_process import (
     TemperatureLogitsWarper,
     TopKLogitsWarper,
@@ -16,7 +26,7 @@ from llmfit.decode.base import Sampling
 from llmfit.decode.sampling import filtered_logits
 from llmfit.decode.torch_decoder import TorchDecoder, check_cacheable
 from llmfit.errors import ModelLoadError, UsageError
-from llmfit.models import data_path
+from llmfit.models import data_path, resolve
 from llmfit.records import ModelSpec, Plan
 
 PROMPTS = [list(range(20, 45)), list(range(300, 307)), [7]]
@@ -115,6 +125,25 @@ def test_sliding_window_model_equals_generate() -> None:
     windowed = MistralForCausalLM(config).eval()
     decoder = TorchDecoder(windowed, batch=1, capacity=64)
     assert continue_with(decoder, PROMPTS[:1], NEW) == generate(windowed, PROMPTS[:1], NEW)
+
+
+def test_architecture_without_fused_attention(tmp_path: Path) -> None:
+    """Gemma-2 has none: the nf4 row runs eager attention, says so, and decodes as generate does."""
+    torch.manual_seed(0)
+    config = Gemma2Config(
+        hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=32, vocab_size=2048, max_position_embeddings=128,
+        sliding_window=8,
+    )  # fmt: skip
+    Gemma2ForCausalLM(config).to(torch.bfloat16).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(data_path("embedded")).save_pretrained(tmp_path)
+    plan = Plan(backend="nf4", model=resolve(str(tmp_path)), device="cpu")
+    with get_backend("nf4").load(plan) as loaded:
+        assert loaded.info.kernel.attention == "eager"
+        assert any("Gemma2ForCausalLM has no fused one" in note for note in loaded.info.notes)
+        decoder = loaded.decoder(batch=1, capacity=64)
+        assert isinstance(decoder, TorchDecoder)
+        assert continue_with(decoder, PROMPTS[:1], 12) == generate(loaded.model, PROMPTS[:1], 12)
 
 
 def test_sampling_filters_equal_transformers() -> None:
