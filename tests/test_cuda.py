@@ -1,0 +1,81 @@
+"""The rows on a GPU: where they run, what they hold, and the memory limit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from llmfit.backends.registry import backend_ids, get_backend
+from llmfit.decode.torch_decoder import TorchDecoder
+from llmfit.records import ModelSpec, Plan, Workload
+from llmfit.runner.isolate import run_isolated
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here"),
+]
+
+ON_GPU = [name for name in backend_ids() if "cuda" in get_backend(name).devices]
+QUICK = Workload(prompt_tokens=32, new_tokens=16)
+
+
+@pytest.mark.parametrize("backend", ON_GPU)
+def test_row_runs_on_the_gpu(embedded: ModelSpec, artifact_cache: Path, backend: str) -> None:
+    """The row is ok, and its peak is GPU memory that holds at least the weights."""
+    plan = Plan(
+        backend=backend,
+        model=embedded,
+        device="cuda",
+        workload=QUICK,
+        evaluation=None,
+        cache_dir=str(artifact_cache),
+    )
+    record = run_isolated(plan)
+    assert record.status == "ok", record.reason
+    assert record.memory is not None and record.memory.device == "cuda"
+    assert record.weights_bytes is not None and record.memory.peak_bytes is not None
+    assert record.memory.peak_bytes >= record.weights_bytes
+    assert record.memory.reserved_bytes is not None
+    assert record.memory.reserved_bytes >= record.memory.peak_bytes
+
+
+def test_the_budget_is_a_hard_limit(embedded: ModelSpec) -> None:
+    """A row that needs more than its budget runs out of memory, and says so."""
+    plan = Plan(
+        backend="sdpa",
+        model=embedded,
+        device="cuda",
+        workload=QUICK,
+        evaluation=None,
+        budget_bytes=2_000_000,
+    )
+    record = run_isolated(plan)
+    assert record.status == "does_not_fit"
+    assert "budget of 2.00 MB" in str(record.reason)
+
+
+def test_graph_replay_equals_generate(embedded: ModelSpec) -> None:
+    """The compiled step, a CUDA graph here, chooses generate's tokens in float32, run after run."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(embedded.path, dtype=torch.float32)
+    model = model.eval().cuda()
+    prompt = list(range(20, 45))
+    ids = torch.tensor([prompt], device="cuda")
+    expected = model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=20,
+        do_sample=False,
+        eos_token_id=None,
+    )[0, 25:].tolist()
+    decoder = TorchDecoder(model, batch=1, capacity=64, compiled=True)
+    for _ in range(3):
+        decoder.prefill([prompt])
+        ours = decoder.tokens()
+        for _ in range(19):
+            decoder.step()
+            ours += decoder.tokens()
+        assert ours == expected
