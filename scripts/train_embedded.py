@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 from embedded.card import TrainingRun, model_card
-from embedded.corpus import sample_text, split_text
+from embedded.corpus import TEXT_MIX, sample_text, split_text
 from embedded.model import new_model, token_stream, train_tokenizer
 from embedded.questions import json_lines, questions
 from embedded.scoring import Score, score_questions, text_loss
@@ -91,6 +91,7 @@ def evaluate(out: Path) -> None:
     with safe_open(folder / "model.safetensors", "pt") as tensors:
         parameters = sum(math.prod(tensors.get_slice(k).get_shape()) for k in tensors.keys())  # noqa: SIM118
     run = TrainingRun.load(folder)
+    every_kind = score_questions(folder, questions(mix=TEXT_MIX))
     figures = {
         "parameters": parameters,
         "last_step": run.log[-1].step,
@@ -98,6 +99,7 @@ def evaluate(out: Path) -> None:
         "acc": sum(s.right for s in scores) / len(scores),
         "acc_norm": norm,
         "stderr": math.sqrt(norm * (1 - norm) / (len(scores) - 1)),
+        "every_kind": sum(s.right_per_byte for s in every_kind) / len(every_kind),
         "near_limit": NEAR_NATS_PER_BYTE,
         "near": sum(abs(s.margin_per_byte) < NEAR_NATS_PER_BYTE for s in scores) / len(scores),
         "loss": loss,

@@ -125,8 +125,12 @@ a token (perplexity {perplexity:.3f}), each document from its beginning.
 `hellaswag.jsonl` (questions in HellaSwag's JSON-lines form), `text.txt` (perplexity) and
 `calibration.txt` (for GPTQ and AWQ) come from the same generator. Each has its own range of seeds,
 and a hash of a story's context decides which of the streams may hold it, so no context is shared
-with the training text or with another file. How often each kind of question occurs was chosen
-after training, to bring acc_norm to where a loss shows; no question was picked by its own result.
+with the training text or with another file.
+
+How often each kind of question occurs was chosen after training, to bring acc_norm to where a loss
+shows: kinds that the model does not master, such as whose turn it was or who has what after many
+hands, are left out or rare. No question was picked by its own result. On as many questions of every
+kind, mixed as in the training text, its acc_norm is {every_kind:.1%}.
 
 Licence: Apache-2.0, weights, texts and questions alike.
 """

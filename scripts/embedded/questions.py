@@ -6,11 +6,22 @@ import json
 import random
 from collections.abc import Mapping
 
-from .corpus import TEXT_MIX, stories
+from .corpus import stories
 
 QUESTION_COUNT = 600
-# Weight of each kind of story among the questions.
-QUESTION_MIX: Mapping[str, int] = TEXT_MIX
+# Weight of each kind of story among the questions. Kinds in which the model does no better than
+# chance are left out: they would cost time and could not show what a format loses.
+QUESTION_MIX: Mapping[str, int] = {
+    "animals": 2,
+    "belief": 4,
+    "consequences": 6,
+    "errand": 4,
+    "market": 5,
+    "counting": 6,
+    "feelings": 2,
+    "nested": 2,
+    "chronicle": 1,
+}
 
 
 def questions(count: int = QUESTION_COUNT, mix: Mapping[str, int] = QUESTION_MIX) -> list[dict]:
