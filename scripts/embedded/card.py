@@ -20,6 +20,8 @@ class TrainingRun:
     workers: int
     torch: str
     log: tuple[Progress, ...]
+    note: str = ""
+    """What the fields do not tell, such as an interruption."""
 
     @property
     def command(self) -> str:
@@ -106,7 +108,7 @@ weight decay 0.1, peak rate 0.002 after 100 steps of warm-up, then cosine; bf16 
 float32 weights, rounded to bf16 at the end. A row is one story, but in every sixteenth step the
 full context of 1,024 tokens. Where the time limit comes before the last step, the rate comes down
 by the clock. Another machine or torch version gives other weights of like quality; texts, questions
-and tokenizer come out the same everywhere.
+and tokenizer come out the same everywhere. {run.note}
 
 {curve}
 
@@ -128,7 +130,7 @@ and a hash of a story's context decides which of the streams may hold it, so no 
 with the training text or with another file.
 
 How often each kind of question occurs was chosen after training, to bring acc_norm to where a loss
-shows: kinds that the model does not master, such as whose turn it was or who has what after many
+shows: kinds that the model does not master, such as whose thing it is or who has what after many
 hands, are left out or rare. No question was picked by its own result. On as many questions of every
 kind, mixed as in the training text, its acc_norm is {every_kind:.1%}.
 
