@@ -68,10 +68,13 @@ def _pack(windows: Sequence[Window], longest_shared: int | None) -> Iterator[_Ro
     for context, sharing in groupby(windows, key=lambda window: window.ids[: window.score_from]):
         group = tuple(sharing)
         row = _row(context, group)
-        if longest_shared is not None and len(row.ids) > longest_shared:
-            yield from (_row(context, (window,)) for window in group)
-        else:
+        # Packing runs the context once, and makes attention look over all endings' tokens: it
+        # pays where the context is the longer part. Texts that only share BOS stay apart.
+        pays = len(context) >= max(len(window.ids) for window in group) - len(context)
+        if pays and (longest_shared is None or len(row.ids) <= longest_shared):
             yield row
+        else:
+            yield from (_row(context, (window,)) for window in group)
 
 
 def _row(context: tuple[int, ...], windows: tuple[Window, ...]) -> _Row:

@@ -97,6 +97,7 @@ def _run(
 ) -> dict[str, Any]:
     """lm-eval's result of one task: its ``results`` and ``samples``, under the task's name."""
     from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
 
     name = task if isinstance(task, str) else task["task"]
     logging.getLogger("lm_eval").setLevel(logging.WARNING)
@@ -104,6 +105,8 @@ def _run(
         output = simple_evaluate(
             model=adapter,
             tasks=[task],
+            # Indexing lm-eval's own thousands of tasks takes seconds; a local one needs none.
+            task_manager=TaskManager(include_defaults=isinstance(task, str)),
             limit=settings.limit,
             bootstrap_iters=100,
             log_samples=True,

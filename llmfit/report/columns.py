@@ -259,7 +259,8 @@ def _perplexity(rows: tuple[RunRecord, ...], compact: bool) -> Column:
     def cell(row: RunRecord) -> str:
         if row.perplexity is None:
             return UNKNOWN
-        decimals = 2 if row.perplexity.token < 100 else 0
+        # A 4-bit format moves the third decimal of a small perplexity.
+        decimals = 3 if row.perplexity.token < 10 else 1
         text = f"{row.perplexity.token:,.{decimals}f}"
         share = compare_quality(row, standard).perplexity_change
         if compact or share is None or row is standard or standard is None:

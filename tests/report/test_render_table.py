@@ -103,7 +103,7 @@ def test_140_columns_show_everything(on_gpu: Comparison) -> None:
     text = render(on_gpu, "table", width=140)
     line = row_of(text, "GPTQ INT4")
     assert "4.80 (4.90) ✓" in line and "55 %" in line and "81.5 ± 1.2 %" in line
-    assert "6.39 (+0.25)" in line
+    assert "6.390 (+0.250)" in line
     assert "All columns" not in text
     assert "0 + 5.00 (5.10) RAM" not in text
     assert "0 + 5.00 RAM" in row_of(text, "GGUF") and "no GPU needed" in row_of(text, "GGUF")
