@@ -18,7 +18,7 @@ from llmfit.backends.registry import backend_ids, get_backend, split_id
 from llmfit.errors import StoreError, UsageError
 from llmfit.evaluate.score import evaluation_files
 from llmfit.files import write_atomically
-from llmfit.measure import check_workload
+from llmfit.measure import check_workload, fit_workload
 from llmfit.models import hub_reachable, local_folder, resolve
 from llmfit.planning.memory import predict_memory
 from llmfit.planning.recommend import recommend
@@ -74,6 +74,7 @@ def compare(
     *,
     backends: Sequence[str] | None = None,
     workload: Workload | None = None,
+    shorten: bool | None = None,
     evaluation: EvaluationSettings | None = EvaluationSettings(),  # noqa: B008 - frozen
     checkpoints: Mapping[str, str] | None = None,
     calibration_file: str | None = None,
@@ -91,12 +92,16 @@ def compare(
 
     ``model`` is a folder, a hub id, or None for the embedded model; ``evaluation`` of None
     leaves quality out; ``checkpoints`` maps backend ids to ready artifacts; ``gpu_gb`` is a GPU
-    memory budget in GB (10⁹ bytes). A row that fails is a row with its reason. Raises
+    memory budget in GB (10⁹ bytes). ``shorten`` cuts a workload beyond the model's context to fit
+    it, with a note, where it would be refused otherwise; by default only when no ``workload`` is
+    given. A row that fails is a row with its reason. Raises
     UsageError, ModelNotFound or StoreError before anything runs, and ComparisonInterrupted.
     """
     chosen = _check_backends(backends, checkpoints or {})
     spec = resolve(model)
-    work = workload or Workload()
+    asked = workload or Workload()
+    may_shorten = workload is None if shorten is None else shorten
+    work = fit_workload(asked, spec.max_position_embeddings) if may_shorten else asked
     check_workload(work, spec.max_position_embeddings)
     machine = probe_environment()
     run_id, folder = _make_run_folder(spec, runs_dir)
@@ -111,6 +116,7 @@ def compare(
         threads=threads,
         seed=seed,
         cache_dir=cache_dir,
+        notes=() if work == asked else (_shortened(asked, work, spec),),
         offline=_must_do_without_hub(spec, evaluation),
     )
     plans = [
@@ -166,6 +172,14 @@ def _device(asked: str | None, machine: Environment) -> Device:
     if asked == "cuda" and machine.gpu is None:
         raise UsageError("no CUDA device is visible to torch.", hint="--device cpu")
     return "cpu" if asked == "cpu" or machine.gpu is None else "cuda"
+
+
+def _shortened(asked: Workload, work: Workload, spec: ModelSpec) -> str:
+    return (
+        f"timed with {work.prompt_tokens} prompt + {work.new_tokens} new tokens instead of "
+        f"{asked.prompt_tokens} + {asked.new_tokens}: the model's context is "
+        f"{spec.max_position_embeddings}"
+    )
 
 
 def _must_do_without_hub(spec: ModelSpec, evaluation: EvaluationSettings | None) -> bool:

@@ -20,6 +20,7 @@ from llmfit.backends.registry import get_backend
 from llmfit.decode.base import GREEDY, Decoder, Sampling
 from llmfit.device import Marks, cap_gpu_memory, pick_device, set_threads
 from llmfit.errors import LlmfitError, UsageError
+from llmfit.measure import fit_workload, measure
 from llmfit.models import local_folder, resolve
 from llmfit.records import Evaluation, EvaluationSettings, Measurement, Plan, Workload
 
@@ -70,6 +71,7 @@ class Deployer:
         self.plan = Plan(
             backend=backend,
             model=spec,
+            workload=fit_workload(Workload(), spec.max_position_embeddings),
             device="cpu" if "cuda" not in self._backend.devices else pick_device(device),
             checkpoint=checkpoint,
             calibration_file=calibration_file,
@@ -168,9 +170,10 @@ class Deployer:
     def benchmark(
         self, workload: Workload | None = None, progress: Progress = no_progress
     ) -> Measurement:
-        """Time prefill and decode under ``workload`` (the plan's by default)."""
-        from llmfit.measure import measure
+        """Time prefill and decode under ``workload``.
 
+        By default 512 prompt and 128 new tokens, fewer where the model's context is shorter.
+        """
         return measure(
             self.model,
             workload or self.plan.workload,

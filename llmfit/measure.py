@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 
 from llmfit.backends.base import LoadedModel, Progress, no_progress
 from llmfit.decode.base import Decoder
@@ -44,6 +45,18 @@ def check_workload(workload: Workload, context_length: int) -> None:
             f"model's context of {context_length}.",
             hint="fewer --prompt-tokens or --new-tokens",
         )
+
+
+def fit_workload(workload: Workload, context_length: int) -> Workload:
+    """``workload`` where it fits the model's context, else a shorter one that does.
+
+    New tokens take at most a quarter of the context, and the prompt what is left.
+    """
+    if workload.prompt_tokens + workload.new_tokens <= context_length:
+        return workload
+    new_tokens = max(2, min(workload.new_tokens, context_length // 4))
+    prompt_tokens = max(1, min(workload.prompt_tokens, context_length - new_tokens))
+    return replace(workload, prompt_tokens=prompt_tokens, new_tokens=new_tokens)
 
 
 def measure(

@@ -113,6 +113,8 @@ class Plan:
     seed: int = 0
     cache_dir: str | None = None
     """Where artifacts are kept; None for the user's cache folder."""
+    notes: tuple[str, ...] = ()
+    """What was changed from what was asked, before the row began; goes to its record."""
     offline: bool = False
     """The hub was not reached: do not wait for it, what is downloaded already still serves."""
 

@@ -83,6 +83,24 @@ def test_rows_and_verdict_are_on_disk(tmp_path: Path) -> None:
     assert comparison.verdict.backend in ("sdpa", "nf4")
 
 
+def test_a_short_context_shortens_the_default_workload(tmp_path: Path, user_folders: Path) -> None:
+    """Nothing asked: the rows are timed with what fits, and say so; asked for, it is refused."""
+    folder = tmp_path / "short"
+    folder.mkdir()
+    for file in data_path("embedded").glob("*.json"):
+        (folder / file.name).write_bytes(file.read_bytes())
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 64}))
+    (folder / "model.safetensors").symlink_to(data_path("embedded") / "model.safetensors")
+    comparison = compare(str(folder), backends=["sdpa"], evaluation=None)
+    assert comparison.workload == Workload(prompt_tokens=48, new_tokens=16)
+    (row,) = comparison.rows
+    assert row.status == "ok", row.reason
+    assert any("48 prompt + 16 new tokens instead of 512 + 128" in note for note in row.notes)
+    with pytest.raises(UsageError, match="context of 64"):
+        compare(str(folder), backends=["sdpa"], evaluation=None, workload=Workload())
+
+
 def test_a_missing_package_is_an_unavailable_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from llmfit.errors import UsageError
-from llmfit.measure import measure, random_prompts
+from llmfit.measure import fit_workload, measure, random_prompts
 from llmfit.records import Workload
 from llmfit.testing import FakeBackend, FakeModel, make_model
 
@@ -52,3 +52,12 @@ def test_a_prompt_beyond_the_context_is_refused() -> None:
     """100 + 29 tokens do not fit a context of 128."""
     with pytest.raises(UsageError, match="100 prompt \\+ 29 new tokens exceed"):
         measure(FakeModel(), Workload(prompt_tokens=100, new_tokens=29), device="cpu")
+
+
+def test_the_default_workload_fits_a_short_context() -> None:
+    """512 + 128 become 384 + 128 in a context of 512, and stay where there is room."""
+    assert fit_workload(Workload(), 640) == Workload()
+    assert fit_workload(Workload(), 512) == Workload(prompt_tokens=384, new_tokens=128)
+    assert fit_workload(Workload(batch=3), 128) == Workload(
+        prompt_tokens=96, new_tokens=32, batch=3
+    )

@@ -12,7 +12,7 @@ from llmfit.errors import UsageError
 from llmfit.report import FORMATS, render
 
 if TYPE_CHECKING:
-    from llmfit.records import Comparison, EvaluationSettings
+    from llmfit.records import Comparison, EvaluationSettings, Workload
 
 _DESCRIPTION = """\
 Run a model in every deploy format on this machine, each in a process of its
@@ -71,20 +71,14 @@ def run(args: argparse.Namespace) -> int:
     evaluation = _evaluation(args)
     from llmfit.cli._progress import observer
     from llmfit.comparison import ComparisonInterrupted, compare
-    from llmfit.records import Workload
 
     try:
         with observer(quiet=args.quiet) as watching:
             comparison = compare(
                 args.model,
                 backends=args.backends,
-                workload=Workload(
-                    prompt_tokens=args.prompt_tokens,
-                    new_tokens=args.new_tokens,
-                    batch=args.batch,
-                    repeats=args.repeats,
-                    warmup=args.warmup,
-                ),
+                workload=_workload(args),
+                shorten=args.prompt_tokens is None and args.new_tokens is None,
                 evaluation=evaluation,
                 checkpoints=checkpoints,
                 calibration_file=args.calibration,
@@ -124,6 +118,14 @@ def _publish(comparison: Comparison, args: argparse.Namespace) -> None:
         say(f"llmfit: {args.format} written to {args.out}")
 
 
+def _workload(args: argparse.Namespace) -> Workload:
+    from llmfit.records import Workload
+
+    names = ("prompt_tokens", "new_tokens", "batch", "repeats", "warmup")
+    given = {name: value for name in names if (value := getattr(args, name)) is not None}
+    return Workload(**given)
+
+
 def _checkpoints(args: argparse.Namespace) -> dict[str, str]:
     checkpoints: dict[str, str] = {}
     for backend, place in args.checkpoint:
@@ -153,16 +155,14 @@ def _add_workload(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--prompt-tokens",
         type=_args.whole(1),
-        default=512,
         metavar="N",
-        help="length of the prompt (default: %(default)s)",
+        help="length of the prompt (default: 512, less where the model's context is shorter)",
     )
     group.add_argument(
         "--new-tokens",
         type=_args.whole(2),
-        default=128,
         metavar="N",
-        help="tokens to generate, 2 or more (default: %(default)s)",
+        help="tokens to generate, 2 or more (default: 128, likewise)",
     )
     group.add_argument(
         "--batch",

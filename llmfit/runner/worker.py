@@ -36,6 +36,7 @@ def blank_record(plan: Plan) -> RunRecord:
         backend=plan.backend,
         label=backend.describe(split_id(plan.backend)[1]),
         status="failed",
+        notes=plan.notes,
         device=plan.device,
         memory=Memory(
             device=plan.device,
