@@ -9,6 +9,7 @@ from llmfit.backends._hf import (
     fused_attention,
     linear_kernel,
     load_causal_lm,
+    share_note,
     weights_bytes,
 )
 from llmfit.backends._tokenizer import load_tokenizer
@@ -26,12 +27,13 @@ def load_bnb(plan: Plan, quantization: Any | None, dtype: str, notes: tuple[str,
     attention, attention_notes = fused_attention(plan.model.path)
     model = load_causal_lm(plan.model.path, plan, attention=attention, **options)
     notes += attention_notes + keep_odd_layers_unpacked(model)
+    share = quantized_share(model)
     info = LoadInfo(
         kernel=Kernel(linear=linear_kernel(model), attention=attention),
         dtype=dtype,
         weights_bytes=weights_bytes(model),
-        quantized_share=quantized_share(model),
-        notes=notes,
+        quantized_share=share,
+        notes=(*notes, share_note(share)),
     )
     return HfModel(model, tokenizer=load_tokenizer(plan.model.path), info=info)
 

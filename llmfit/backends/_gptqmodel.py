@@ -14,6 +14,7 @@ from llmfit.backends._hf import (
     fused_attention,
     linear_kernel,
     load_causal_lm,
+    share_note,
     weights_bytes,
 )
 from llmfit.backends._tokenizer import load_tokenizer
@@ -89,12 +90,13 @@ class GptqModelBackend(Backend):
         attention, attention_notes = fused_attention(str(artifact.folder))
         model = load_causal_lm(str(artifact.folder), plan, attention=attention)
         repack(model)
+        share = quantized_share(model)
         info = LoadInfo(
             kernel=Kernel(linear=linear_kernel(model), attention=attention),
             dtype=self.id,
             weights_bytes=weights_bytes(model),
-            quantized_share=quantized_share(model),
-            notes=(*artifact.notes, *attention_notes, *_arithmetic(model)),
+            quantized_share=share,
+            notes=(*artifact.notes, share_note(share), *attention_notes, *_arithmetic(model)),
             artifact=str(artifact.folder),
             quantize_s=artifact.quantize_s,
         )

@@ -13,6 +13,7 @@ from llmfit.backends._tokenizer import load_tokenizer
 from llmfit.backends.base import Backend, LoadedModel, LoadInfo, Tokenizer
 from llmfit.errors import EvaluationError, ModelLoadError, UsageError
 from llmfit.records import Kernel, Plan
+from llmfit.units import format_percent
 
 if TYPE_CHECKING:
     from torch import nn
@@ -149,6 +150,11 @@ def fused_attention(path: str) -> tuple[str, tuple[str, ...]]:
 def _be_quiet() -> None:
     """bitsandbytes warns on every CPU load that CUDA is missing; the record says the device."""
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
+
+def share_note(share: float) -> str:
+    """How much of the model a quantised row really quantises, for its notes."""
+    return f"{format_percent(share)} of parameters quantised"
 
 
 def linear_classes(model: nn.Module) -> Counter[str]:
