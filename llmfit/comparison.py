@@ -9,8 +9,9 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -62,6 +63,78 @@ class ComparisonInterrupted(KeyboardInterrupt):
         self.comparison = comparison
 
 
+class _Silent:
+    """An observer that shows nothing."""
+
+    def row_started(self, backend: str, label: str, index: int, total: int) -> None:
+        pass
+
+    def progress(self, backend: str, stage: str, done: int, total: int) -> None:
+        pass
+
+    def row_done(self, record: RunRecord) -> None:
+        pass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Job:
+    """The plans of one comparison, and where their records go."""
+
+    plans: tuple[Plan, ...]
+    machine: Environment
+    folder: Path
+    time_limit_s: float | None
+    observer: Observer
+    command: str | None
+
+    def run(self) -> Comparison:
+        """Run every row in turn; an interrupt keeps the finished ones."""
+        rows: list[RunRecord] = []
+        try:
+            for index, plan in enumerate(self.plans):
+                rows.append(self._row(plan, index))
+        except KeyboardInterrupt as exc:
+            left = self.plans[len(rows) :]
+            rows += [_not_run(plan, "skipped", "interrupted") for plan in left]
+            raise ComparisonInterrupted(self._conclude(rows)) from exc
+        return self._conclude(rows)
+
+    def _row(self, plan: Plan, index: int) -> RunRecord:
+        """Run one row, or say why not; its record is on disk before this returns."""
+        record = _reason_not_to_run(plan, self.machine)
+        if record is None:
+            # Before the row's own bar: the hub client draws bars too.
+            plan = replace(plan, model=local_folder(plan.model))
+        self.observer.row_started(plan.backend, blank_record(plan).label, index, len(self.plans))
+        name = plan.backend.replace(":", "-")
+        if record is None:
+            record = run_isolated(
+                plan,
+                time_limit_s=self.time_limit_s,
+                progress=partial(self.observer.progress, plan.backend),
+                log_path=self.folder / f"{name}.log",
+            )
+        _store(self.folder / f"{name}.json", record)
+        self.observer.row_done(record)
+        return record
+
+    def _conclude(self, rows: Sequence[RunRecord]) -> Comparison:
+        """The rows with their verdict, on disk."""
+        first = self.plans[0]
+        comparison = Comparison(
+            run_id=self.folder.name,
+            model=first.model,
+            workload=first.workload,
+            budget_bytes=first.budget_bytes,
+            rows=tuple(rows),
+            verdict=recommend(rows, budget_bytes=first.budget_bytes),
+            environment=self.machine,
+            command=self.command,
+        )
+        _store(self.folder / "comparison.json", comparison)
+        return comparison
+
+
 def default_runs_dir() -> Path:
     """Where records are kept unless told otherwise: the user's data folder."""
     from platformdirs import user_data_path
@@ -94,8 +167,8 @@ def compare(
     leaves quality out; ``checkpoints`` maps backend ids to ready artifacts; ``gpu_gb`` is a GPU
     memory budget in GB (10⁹ bytes). ``shorten`` cuts a workload beyond the model's context to fit
     it, with a note, where it would be refused otherwise; by default only when no ``workload`` is
-    given. A row that fails is a row with its reason. Raises
-    UsageError, ModelNotFound or StoreError before anything runs, and ComparisonInterrupted.
+    given. A row that fails is a row with its reason. Raises UsageError, ModelNotFound or
+    StoreError before anything runs, and ComparisonInterrupted.
     """
     chosen = _check_backends(backends, checkpoints or {})
     spec = resolve(model)
@@ -104,7 +177,7 @@ def compare(
     work = fit_workload(asked, spec.max_position_embeddings) if may_shorten else asked
     check_workload(work, spec.max_position_embeddings)
     machine = probe_environment()
-    run_id, folder = _make_run_folder(spec, runs_dir)
+    folder = _make_run_folder(spec, runs_dir)
     base = Plan(
         backend="",
         model=spec,
@@ -122,29 +195,15 @@ def compare(
     plans = [
         _plan(base, backend, (checkpoints or {}).get(split_id(backend)[0])) for backend in chosen
     ]
-    rows: list[RunRecord] = []
-
-    def finish() -> Comparison:
-        comparison = Comparison(
-            run_id=run_id,
-            model=spec,
-            workload=work,
-            budget_bytes=base.budget_bytes,
-            rows=tuple(rows),
-            verdict=recommend(rows, budget_bytes=base.budget_bytes),
-            environment=machine,
-            command=command,
-        )
-        _store(folder / "comparison.json", comparison)
-        return comparison
-
-    try:
-        for index, plan in enumerate(plans):
-            rows.append(_run_row(plan, index, len(plans), machine, folder, time_limit_s, observer))
-    except KeyboardInterrupt as exc:
-        rows += [_not_run(plan, "skipped", "interrupted") for plan in plans[len(rows) :]]
-        raise ComparisonInterrupted(finish()) from exc
-    return finish()
+    job = _Job(
+        plans=tuple(plans),
+        machine=machine,
+        folder=folder,
+        time_limit_s=time_limit_s,
+        observer=observer or _Silent(),
+        command=command,
+    )
+    return job.run()
 
 
 def _check_backends(
@@ -192,7 +251,7 @@ def _must_do_without_hub(spec: ModelSpec, evaluation: EvaluationSettings | None)
     return not hub_reachable()
 
 
-def _make_run_folder(spec: ModelSpec, runs_dir: str | None) -> tuple[str, Path]:
+def _make_run_folder(spec: ModelSpec, runs_dir: str | None) -> Path:
     """A new folder for this run's records. Raises StoreError where it cannot be made."""
     slug = re.sub(r"[^\w.-]+", "-", spec.name).strip("-.") or "model"
     moment = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
@@ -204,7 +263,7 @@ def _make_run_folder(spec: ModelSpec, runs_dir: str | None) -> tuple[str, Path]:
         raise StoreError(
             f"cannot make the records' folder {folder}: {exc.strerror}.", hint="--runs-dir DIR"
         ) from exc
-    return run_id, folder
+    return folder
 
 
 def _plan(base: Plan, backend: str, checkpoint: str | None) -> Plan:
@@ -216,38 +275,6 @@ def _plan(base: Plan, backend: str, checkpoint: str | None) -> Plan:
         checkpoint=checkpoint,
         predicted=predict_memory(base.model, backend, base.workload, device),
     )
-
-
-def _run_row(
-    plan: Plan,
-    index: int,
-    total: int,
-    machine: Environment,
-    folder: Path,
-    time_limit_s: float | None,
-    observer: Observer | None,
-) -> RunRecord:
-    """Run one row, or say why not; its record is on disk before this returns."""
-    record = _reason_not_to_run(plan, machine)
-    if record is None:
-        # Before the row's own bar: the hub client draws bars too.
-        plan = replace(plan, model=local_folder(plan.model))
-    if observer is not None:
-        observer.row_started(plan.backend, blank_record(plan).label, index, total)
-
-    def progress(stage: str, done: int, all_of_it: int) -> None:
-        if observer is not None:
-            observer.progress(plan.backend, stage, done, all_of_it)
-
-    if record is None:
-        name = plan.backend.replace(":", "-")
-        record = run_isolated(
-            plan, time_limit_s=time_limit_s, progress=progress, log_path=folder / f"{name}.log"
-        )
-    _store(folder / f"{plan.backend.replace(':', '-')}.json", record)
-    if observer is not None:
-        observer.row_done(record)
-    return record
 
 
 def _store(path: Path, record: RunRecord | Comparison) -> None:

@@ -30,6 +30,32 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(message.rstrip(".") + ".", hint=f"{self.prog} --help")
 
 
+def add_machine(group: argparse._ActionsContainer, *, where: str) -> None:
+    """Add --device (``where`` says of what) and --threads to a group of options."""
+    group.add_argument(
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help=f"{where} (default: %(default)s, the GPU where there is one)",
+    )
+    group.add_argument(
+        "--threads",
+        type=whole(1, 4096),
+        metavar="N",
+        help="CPU threads (default: one per physical core)",
+    )
+
+
+def add_cache_dir(group: argparse._ActionsContainer) -> None:
+    """Add --cache-dir to a parser or a group of its options."""
+    group.add_argument(
+        "--cache-dir",
+        type=folder,
+        metavar="DIR",
+        help="where artifacts are kept (default: the user's cache folder)",
+    )
+
+
 def whole(least: int, most: int = MAX_COUNT) -> Callable[[str], int]:
     """A parser of whole numbers in ``least`` … ``most``."""
 

@@ -63,12 +63,7 @@ def add_parser(verbs: _args.Subparsers[_args.Parser]) -> None:
     clearing.add_argument("keys", nargs="*", metavar="KEY", help="a key that `cache list` shows")
     clearing.add_argument("--all", action="store_true", help="remove every artifact")
     for action in (listing, clearing):
-        action.add_argument(
-            "--cache-dir",
-            type=_args.folder,
-            metavar="DIR",
-            help="where artifacts are kept (default: the user's cache folder)",
-        )
+        _args.add_cache_dir(action)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

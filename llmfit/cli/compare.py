@@ -195,18 +195,7 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
         metavar="G",
         help="GPU memory to stay within, in GB of 10^9 bytes (default: all of it)",
     )
-    group.add_argument(
-        "--device",
-        choices=("auto", "cpu", "cuda"),
-        default="auto",
-        help="where the PyTorch rows run (default: %(default)s, the GPU where there is one)",
-    )
-    group.add_argument(
-        "--threads",
-        type=_args.whole(1, 4096),
-        metavar="N",
-        help="CPU threads (default: one per physical core)",
-    )
+    _args.add_machine(group, where="where the PyTorch rows run")
     group.add_argument(
         "--seed",
         type=_args.whole(0, _args.MAX_SEED),
@@ -271,12 +260,7 @@ def _add_artifacts(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="text for GPTQ and AWQ calibration (default: the embedded text)",
     )
-    group.add_argument(
-        "--cache-dir",
-        type=_args.folder,
-        metavar="DIR",
-        help="where artifacts are kept (default: the user's cache folder)",
-    )
+    _args.add_cache_dir(group)
 
 
 def _add_output(parser: argparse.ArgumentParser) -> None:

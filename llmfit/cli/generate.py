@@ -187,21 +187,5 @@ def _add_loading(parser: argparse.ArgumentParser) -> None:
         metavar="PATH_OR_ID",
         help="a ready checkpoint of a gptq, awq or gguf backend (default: quantised here)",
     )
-    group.add_argument(
-        "--device",
-        choices=("auto", "cpu", "cuda"),
-        default="auto",
-        help="where to run (default: %(default)s, the GPU where there is one)",
-    )
-    group.add_argument(
-        "--threads",
-        type=_args.whole(1, 4096),
-        metavar="N",
-        help="CPU threads (default: one per physical core)",
-    )
-    group.add_argument(
-        "--cache-dir",
-        type=_args.folder,
-        metavar="DIR",
-        help="where artifacts are kept (default: the user's cache folder)",
-    )
+    _args.add_machine(group, where="where to run")
+    _args.add_cache_dir(group)
