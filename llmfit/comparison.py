@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 from llmfit.backends.registry import backend_ids, get_backend, split_id
 from llmfit.errors import StoreError, UsageError
@@ -42,8 +41,8 @@ from llmfit.units import format_bytes
 DEFAULT_TIME_LIMIT_S = 3600.0
 
 
-class Observer(Protocol):
-    """Told what happens while a comparison runs."""
+class Observer:
+    """Told what happens while a comparison runs. Shows nothing itself: override what you need."""
 
     def row_started(self, backend: str, label: str, index: int, total: int) -> None:
         """Row ``index`` (from 0) of ``total`` begins."""
@@ -61,19 +60,6 @@ class ComparisonInterrupted(KeyboardInterrupt):
     def __init__(self, comparison: Comparison) -> None:
         super().__init__("interrupted")
         self.comparison = comparison
-
-
-class _Silent:
-    """An observer that shows nothing."""
-
-    def row_started(self, backend: str, label: str, index: int, total: int) -> None:
-        pass
-
-    def progress(self, backend: str, stage: str, done: int, total: int) -> None:
-        pass
-
-    def row_done(self, record: RunRecord) -> None:
-        pass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,7 +186,7 @@ def compare(
         machine=machine,
         folder=folder,
         time_limit_s=time_limit_s,
-        observer=observer or _Silent(),
+        observer=observer or Observer(),
         command=command,
     )
     return job.run()

@@ -6,6 +6,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from llmfit.cli._console import is_terminal, say
+from llmfit.comparison import Observer
 from llmfit.planning.recommend import STATUS_WORDS, needed_bytes
 from llmfit.report._text import plain
 from llmfit.units import format_bytes, format_percent, format_rate, format_seconds
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from llmfit.records import RunRecord
 
 
-class Silent:
+class Silent(Observer):
     """Shows nothing (``--quiet``); the base of the other two."""
 
     def __enter__(self) -> Silent:
@@ -32,25 +33,16 @@ class Silent:
     ) -> None:
         return None
 
-    def row_started(self, backend: str, label: str, index: int, total: int) -> None:
-        """A row begins; ``index`` counts from 0."""
-
-    def progress(self, backend: str, stage: str, done: int, total: int) -> None:
-        """A row's stage has moved on; ``total`` is 0 where it is not known."""
-
-    def row_done(self, record: RunRecord) -> None:
-        """A row has its record."""
-
 
 class Lines(Silent):
     """A line when a row begins and a line when it is done, without control codes."""
 
     def row_started(self, backend: str, label: str, index: int, total: int) -> None:
-        """See ``Silent``."""
+        """See ``Observer``."""
         say(f"[{index + 1}/{total}] {plain(label)} …")
 
     def row_done(self, record: RunRecord) -> None:
-        """See ``Silent``."""
+        """See ``Observer``."""
         say(f"      {summary(record)}")
 
 
@@ -85,12 +77,12 @@ class Bars(Silent):
         self._progress.stop()
 
     def row_started(self, backend: str, label: str, index: int, total: int) -> None:
-        """See ``Silent``."""
+        """See ``Observer``."""
         self._title = f"[{index + 1}/{total}] {plain(label)}" if total > 1 else plain(label)
         self._task = self._progress.add_task(self._title, total=None, count="")
 
     def progress(self, backend: str, stage: str, done: int, total: int) -> None:
-        """See ``Silent``."""
+        """See ``Observer``."""
         if self._task is not None:
             self._progress.update(
                 self._task,
@@ -101,7 +93,7 @@ class Bars(Silent):
             )
 
     def row_done(self, record: RunRecord) -> None:
-        """See ``Silent``."""
+        """See ``Observer``."""
         if self._task is not None:
             self._progress.remove_task(self._task)
             self._task = None
