@@ -20,6 +20,8 @@ SCHEMA_VERSION = 1
 Status = Literal["ok", "failed", "unavailable", "does_not_fit", "skipped"]
 Device = Literal["cpu", "cuda"]
 Source = Literal["embedded", "local", "hub"]
+PplProtocol = Literal["window", "llama.cpp"]
+KvCacheDtype = Literal["q8_0", "q4_0"]
 
 
 # ---------------------------------------------------------------- what is asked
@@ -52,6 +54,8 @@ class ModelSpec:
     quantization: str | None = None
     """Method of the checkpoint's ``quantization_config``: gptq, awq, bitsandbytes_4bit …"""
     attention_bias: bool = False
+    content_hash: str | None = None
+    """BLAKE2b-160 over names and contents of the model's files; None before they are on disk."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,14 +73,26 @@ class Workload:
 class EvaluationSettings:
     """What is scored. No file: the embedded set for the embedded model, else lm-eval's own task."""
 
+    tasks: tuple[str, ...] = ("hellaswag", "wikitext")
+    """lm-eval task names. ``hellaswag`` and ``wikitext`` read the two files below where given, and
+    ``wikitext`` stands for everything measured on the text: perplexity and divergence."""
+    include_path: str | None = None
+    """Folder with task definitions (YAML) of one's own."""
     hellaswag_file: str | None = None
+    """HellaSwag JSON-lines file, or a dataset folder of the datasets library."""
     text_file: str | None = None
+    """Text file, or a dataset folder of the datasets library."""
     limit: int | None = None
-    """Number of HellaSwag items and of text documents to score, each; None scores all."""
-    ppl_window: int = 2048
-    """Tokens per perplexity window; the model's own limit where that is smaller."""
+    """Number of items of each task and of text documents to score; None scores all."""
+    ppl_protocol: PplProtocol = "window"
+    ppl_window: int | None = None
+    """Tokens per perplexity window: 2048 (512 for llama.cpp's protocol) where None; the model's
+    own limit where that is smaller."""
     batch_tokens: int = 4096
     """Upper bound of tokens in one scoring batch, padding included."""
+    reference_bytes: int = 2**30
+    """Upper bound of the file of reference logits: the divergence is over as many of the text's
+    first tokens as fit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,6 +133,14 @@ class Plan:
     """What was changed from what was asked, before the row began; goes to its record."""
     offline: bool = False
     """The hub was not reached: do not wait for it, what is downloaded already still serves."""
+    kv_cache_dtype: KvCacheDtype | None = None
+    """Type of the quantised KV cache; None keeps it in the row's 16-bit type."""
+    reference_file: str | None = None
+    """Logits of the reference row: written by that row, read by all others for the divergence."""
+    llama_cpp_dir: str | None = None
+    """A llama.cpp checkout whose converter makes the GGUF of architectures that ours lacks."""
+    command: str | None = None
+    """The command line that makes this row again."""
 
 
 # ---------------------------------------------------------------- what is measured
@@ -233,16 +257,69 @@ class HellaSwag:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Perplexity:
-    """Perplexity of a text: per token over windows, per word and bits per byte by lm-eval."""
+    """Perplexity of a text: per token over windows, per word and byte by lm-eval."""
 
     token: float
     protocol: str
-    """Window, stride and BOS convention of ``token``."""
+    """Window, what is scored, and BOS convention of ``token``."""
     n_tokens: int
+    low: float | None = None
+    high: float | None = None
+    """95 % bootstrap interval of ``token`` over the blocks; None for fewer than two blocks."""
+    block_nll: tuple[float, ...] = ()
+    """Summed negative log-likelihood, in nats, of each block of scored tokens, in text order."""
+    block_tokens: tuple[int, ...] = ()
+    """Number of scored tokens in each block."""
     word: float | None = None
+    byte: float | None = None
     bits_per_byte: float | None = None
     n_documents: int | None = None
     task: str = "text"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Divergence:
+    """How far the next-token distributions are from the reference's, token by token.
+
+    KL(reference ‖ row) in nats; its mean stands in ``RunRecord.kl_divergence``.
+    """
+
+    reference: str
+    """Backend id of the reference row."""
+    n_tokens: int
+    mean: float
+    low: float | None
+    high: float | None
+    """95 % bootstrap interval of the mean, over blocks of neighbouring tokens."""
+    median: float
+    p99: float
+    top1_agreement: float
+    """Share of tokens for which both find the same token most likely, 0…1."""
+    top1_low: float | None
+    top1_high: float | None
+    """95 % interval of ``top1_agreement``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskMetric:
+    """One metric of an lm-eval task, as lm-eval names it, e.g. ``acc`` with filter ``none``."""
+
+    name: str
+    filter: str
+    value: float
+    stderr: float | None = None
+    higher_is_better: bool | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskResult:
+    """An lm-eval task or group other than the two that have columns of their own."""
+
+    task: str
+    version: str | None
+    n: int | None
+    num_fewshot: int | None
+    metrics: tuple[TaskMetric, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -251,9 +328,76 @@ class Evaluation:
 
     hellaswag: HellaSwag | None = None
     perplexity: Perplexity | None = None
+    divergence: Divergence | None = None
+    tasks: tuple[TaskResult, ...] = ()
     notes: tuple[str, ...] = ()
     """What could not be scored, and why."""
     seconds: float | None = None
+
+
+# ---------------------------------------------------------------- what is compared
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """A figure of a row minus the reference's, paired, with its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+    p_value: float | None = None
+    """Two-sided, of no difference at all; None where the method gives none."""
+    method: str = ""
+
+    @property
+    def tie(self) -> bool:
+        """True when the interval holds 0: the data do not tell the two apart."""
+        return self.low <= 0.0 <= self.high
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QualityDifference:
+    """A row's quality against the reference row's on the same items; None: not comparable."""
+
+    reference: str
+    """Backend id of the reference row."""
+    acc_norm: Difference | None = None
+    """HellaSwag acc_norm, as shares of the items."""
+    perplexity: Difference | None = None
+    """Token perplexity."""
+    perplexity_ratio: Difference | None = None
+    """Token perplexity ÷ the reference's − 1."""
+
+
+# ---------------------------------------------------------------- a row
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasurementWarning:
+    """Something about the machine or the samples that puts a figure in doubt."""
+
+    code: str
+    """Stable name: few_samples, drift, unsteady, busy_cpu, busy_gpu, throttled, power_cap, swap."""
+    message: str
+    """What was seen, with its figure."""
+    hint: str
+    """What to do about it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Environment:
+    """Machine and versions of a run."""
+
+    platform: str
+    python: str
+    cpu: str
+    cpu_cores: int
+    ram_bytes: int | None
+    gpu: str | None = None
+    gpu_memory_bytes: int | None = None
+    cuda: str | None = None
+    driver: str | None = None
+    packages: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -292,27 +436,20 @@ class RunRecord:
     hellaswag: HellaSwag | None = None
     perplexity: Perplexity | None = None
     kl_divergence: float | None = None
+    """Mean KL divergence from the reference row, nats a token; None for that row itself."""
     top1_agreement: float | None = None
+    divergence: Divergence | None = None
+    tasks: tuple[TaskResult, ...] = ()
+    difference: QualityDifference | None = None
+    """Against the reference row; None for that row itself and where nothing is comparable."""
+    warnings: tuple[MeasurementWarning, ...] = ()
     evaluate_s: float | None = None
     total_s: float | None = None
     started_at: str | None = None
     """UTC, ISO 8601."""
     plan: Plan | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Environment:
-    """Machine and versions of a run."""
-
-    platform: str
-    python: str
-    cpu: str
-    cpu_cores: int
-    ram_bytes: int | None
-    gpu: str | None = None
-    gpu_memory_bytes: int | None = None
-    cuda: str | None = None
-    packages: dict[str, str] = field(default_factory=dict)
+    """What was asked: model with content hash, workload, evaluation, seed, command."""
+    environment: Environment | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,26 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from statistics import NormalDist, median
 
-from llmfit.records import Sampled
+from llmfit.records import Difference, Sampled
 
 CONFIDENCE = 0.95
-
-
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """Mean of paired differences a − b, with its 95 % interval."""
-
-    mean: float
-    low: float
-    high: float
-
-    @property
-    def tie(self) -> bool:
-        """True when the interval holds 0: the data do not tell the two apart."""
-        return self.low <= 0.0 <= self.high
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
@@ -102,6 +87,7 @@ def paired_difference(a: Sequence[bool], b: Sequence[bool]) -> Difference:
         mean=(only_a - only_b) / len(a),
         low=max(-1.0, centre - half),
         high=min(1.0, centre + half),
+        method="Bonett-Price",
     )
 
 
@@ -112,7 +98,7 @@ def unpaired_difference(a: float, a_stderr: float, b: float, b_stderr: float) ->
     towards a tie.
     """
     half = _z() * math.hypot(a_stderr, b_stderr)
-    return Difference(mean=a - b, low=a - b - half, high=a - b + half)
+    return Difference(mean=a - b, low=a - b - half, high=a - b + half, method="unpaired normal")
 
 
 def _z() -> float:

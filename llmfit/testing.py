@@ -15,7 +15,7 @@ from llmfit.backends.base import (
     Tokenizer,
     no_progress,
 )
-from llmfit.decode.base import GREEDY, Decoder, Sampling, Window, WindowScore
+from llmfit.decode.base import GREEDY, Decoder, LogitsVisitor, Sampling, Window, WindowScore
 from llmfit.planning.recommend import recommend
 from llmfit.records import (
     Comparison,
@@ -216,10 +216,17 @@ class FakeModel(LoadedModel):
         """See ``LoadedModel.decoder``."""
         return FakeDecoder(batch, capacity, self.vocab_size)
 
-    def score(self, windows: Sequence[Window], *, batch_tokens: int) -> Iterator[WindowScore]:
+    def score(
+        self, windows: Sequence[Window], *, batch_tokens: int, visit: LogitsVisitor | None = None
+    ) -> Iterator[WindowScore]:
         """See ``LoadedModel.score``."""
+        import torch
+
         for window in windows:
             scored = len(window.ids) - window.score_from
+            if visit is not None:
+                for part in torch.zeros(scored, self.vocab_size).split(256):
+                    visit(part)
             yield WindowScore((-math.log(self.vocab_size),) * scored, greedy=False)
 
     def close(self) -> None:

@@ -18,7 +18,7 @@ from llmfit.units import format_percent
 if TYPE_CHECKING:
     from torch import nn
 
-    from llmfit.decode.base import Decoder, Window, WindowScore
+    from llmfit.decode.base import Decoder, LogitsVisitor, Window, WindowScore
 
 
 class TorchBackend(Backend):
@@ -73,18 +73,22 @@ class HfModel(LoadedModel):
             compiled=self._compiled,
         )
 
-    def score(self, windows: Sequence[Window], *, batch_tokens: int) -> Iterator[WindowScore]:
+    def score(
+        self, windows: Sequence[Window], *, batch_tokens: int, visit: LogitsVisitor | None = None
+    ) -> Iterator[WindowScore]:
         """See ``LoadedModel.score``."""
         from llmfit.decode.torch_scoring import score_windows
 
-        longest = max((len(window.ids) for window in windows), default=0)
+        longest = max((len(window.ids) - 1 for window in windows), default=0)  # fed, not predicted
         if longest > self.context_length:
             raise EvaluationError(
                 f"a window of {longest} tokens exceeds the model's context of "
                 f"{self.context_length}.",
                 hint="a smaller --ppl-window",
             )
-        return score_windows(self.model, windows, batch_tokens=batch_tokens, pad_id=self._pad_id())
+        return score_windows(
+            self.model, windows, batch_tokens=batch_tokens, pad_id=self._pad_id(), visit=visit
+        )
 
     def close(self) -> None:
         """See ``LoadedModel.close``."""

@@ -23,7 +23,7 @@ from llmfit.errors import BackendUnavailable
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from llmfit.decode.base import Decoder, Window, WindowScore
+    from llmfit.decode.base import Decoder, LogitsVisitor, Window, WindowScore
     from llmfit.records import Kernel, Plan
 
 Progress = Callable[[str, int, int], None]
@@ -99,10 +99,13 @@ class LoadedModel(ABC):
         """
 
     @abstractmethod
-    def score(self, windows: Sequence[Window], *, batch_tokens: int) -> Iterator[WindowScore]:
+    def score(
+        self, windows: Sequence[Window], *, batch_tokens: int, visit: LogitsVisitor | None = None
+    ) -> Iterator[WindowScore]:
         """Score each window, in order; at most ``batch_tokens`` tokens in flight at once.
 
-        Raises EvaluationError for a window longer than ``context_length``.
+        ``visit`` is given the logits of the scored tokens on their way. Raises EvaluationError
+        for a window that feeds more than ``context_length`` tokens; its last is only predicted.
         """
 
     @abstractmethod

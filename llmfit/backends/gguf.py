@@ -30,7 +30,7 @@ from llmfit.quantize.gguf_types import fallback_note, read_types
 from llmfit.records import Kernel, ModelSpec, Plan
 
 if TYPE_CHECKING:
-    from llmfit.decode.base import Decoder, Window, WindowScore
+    from llmfit.decode.base import Decoder, LogitsVisitor, Window, WindowScore
     from llmfit.decode.llama_cpp import LlamaCppModel
 
 
@@ -58,18 +58,20 @@ class GgufModel(LoadedModel):
             )
         return LlamaCppDecoder(self.model, batch=batch, capacity=capacity)
 
-    def score(self, windows: Sequence[Window], *, batch_tokens: int) -> Iterator[WindowScore]:
+    def score(
+        self, windows: Sequence[Window], *, batch_tokens: int, visit: LogitsVisitor | None = None
+    ) -> Iterator[WindowScore]:
         """See ``LoadedModel.score``."""
-        from llmfit.decode.llama_cpp import score_windows
+        from llmfit.decode.llama_scoring import score_windows
 
-        longest = max((len(window.ids) for window in windows), default=0)
+        longest = max((len(window.ids) - 1 for window in windows), default=0)  # fed, not predicted
         if longest > self.context_length:
             raise EvaluationError(
                 f"a window of {longest} tokens exceeds the model's context of "
                 f"{self.context_length}.",
                 hint="a smaller --ppl-window",
             )
-        return score_windows(self.model, windows, batch_tokens=batch_tokens)
+        return score_windows(self.model, windows, batch_tokens=batch_tokens, visit=visit)
 
     def close(self) -> None:
         """See ``LoadedModel.close``."""

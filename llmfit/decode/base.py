@@ -11,10 +11,14 @@ fulfils the same contract without it.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from llmfit.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,3 +117,11 @@ class WindowScore:
 
     logprobs: tuple[float, ...]
     greedy: bool
+
+
+LogitsVisitor = Callable[["torch.Tensor"], None]
+"""Called with logits float[n, V], in the engine's own type and on its device, while scoring.
+
+The rows are the scored tokens' predictions: windows in their order, tokens in theirs, ``n`` at
+most 256 at a time. A call must not keep the tensor.
+"""

@@ -8,21 +8,18 @@ llama.cpp left them.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from llmfit.decode.base import GREEDY, Decoder, Sampling, Window, WindowScore
+from llmfit.decode.base import GREEDY, Decoder, Sampling
 from llmfit.decode.llama_log import llama_log
 from llmfit.errors import LlmfitError, ModelLoadError, UsageError
 
-_CHUNK_TOKENS = 512
+CHUNK_TOKENS = 512
 """Prompt tokens given to llama.cpp at once; its own default for a physical batch."""
-_LOGITS_BYTES = 256 * 1024 * 1024
-"""Upper bound of the logits held while scoring; at 128 k tokens a row of them is 0.5 MB."""
-_ROWS_AT_ONCE = 32
 ATTENTION = "flash (llama.cpp)"
 """The attention kernel that every context here asks for; K and V are cached in float16."""
 
@@ -44,7 +41,7 @@ class LlamaCppModel:
         if not self._handle:
             raise ModelLoadError(f"llama.cpp cannot load {file}: {log.complaints()}.")
         self.threads = threads
-        self._contexts: set[_Context] = set()
+        self._contexts: set[Context] = set()
         vocabulary = llama_cpp.llama_model_get_vocab(self._handle)
         self.vocab_size: int = llama_cpp.llama_vocab_n_tokens(vocabulary)
         self.layers: int = llama_cpp.llama_model_n_layer(self._handle)
@@ -60,7 +57,7 @@ class LlamaCppModel:
             llama_cpp.llama_model_free(self._handle)
         self._handle = None
 
-    def context(self, *, sequences: int, capacity: int, chunk: int, outputs: int) -> _Context:
+    def context(self, *, sequences: int, capacity: int, chunk: int, outputs: int) -> Context:
         """A context whose KV cache holds ``sequences`` × ``capacity`` tokens.
 
         ``chunk`` is the most tokens in one call, ``outputs`` the most rows of logits.
@@ -85,15 +82,15 @@ class LlamaCppModel:
                 f"{log.complaints()}.",
                 hint="fewer --prompt-tokens or a smaller --batch",
             )
-        context = _Context(handle, self.vocab_size, self._contexts)
+        context = Context(handle, self.vocab_size, self._contexts)
         self._contexts.add(context)
         return context
 
 
-class _Context:
+class Context:
     """llama.cpp's context: the KV cache and the logits of the last call."""
 
-    def __init__(self, handle: Any, vocab_size: int, siblings: set[_Context]) -> None:
+    def __init__(self, handle: Any, vocab_size: int, siblings: set[Context]) -> None:
         import llama_cpp
 
         self.handle = handle
@@ -103,7 +100,7 @@ class _Context:
         self._memory = llama_cpp.llama_get_memory(handle)
         self._rows: dict[int, np.ndarray] = {}
 
-    def run(self, batch: _Batch) -> None:
+    def run(self, batch: Batch) -> None:
         """Compute ``batch``. Raises LlmfitError with llama.cpp's own words."""
         code = self._lib.llama_decode(self.handle, batch.struct)
         if code != 0:
@@ -134,7 +131,7 @@ class _Context:
         self.handle = None
 
 
-class _Batch:
+class Batch:
     """llama.cpp's batch over NumPy arrays, all int32[n] but ``wanted``: int8[n]."""
 
     def __init__(self, size: int, sequences: int) -> None:
@@ -173,12 +170,12 @@ class LlamaCppDecoder(Decoder):
     def __init__(self, model: LlamaCppModel, *, batch: int, capacity: int) -> None:
         self.batch = batch
         self.capacity = capacity
-        self._chunk = max(batch, min(_CHUNK_TOKENS, batch * capacity))
+        self._chunk = max(batch, min(CHUNK_TOKENS, batch * capacity))
         self._context = model.context(
             sequences=batch, capacity=capacity, chunk=self._chunk, outputs=batch
         )
-        self._prompt = _Batch(self._chunk, batch)
-        self._next = _Batch(batch, batch)
+        self._prompt = Batch(self._chunk, batch)
+        self._next = Batch(batch, batch)
         self._samplers: list[Any] = []
         self._longest = 0
 
@@ -262,66 +259,3 @@ def _sampler(sampling: Sampling, sequence: int) -> Any:
     for part in parts:
         llama_cpp.llama_sampler_chain_add(chain, part)
     return chain
-
-
-def score_windows(
-    model: LlamaCppModel, windows: Sequence[Window], *, batch_tokens: int
-) -> Iterator[WindowScore]:
-    """Score windows in order, at most ``batch_tokens`` tokens at once.
-
-    What a window has in common with the one before it, up to the tokens to be scored, is kept in
-    the KV cache: the endings of one HellaSwag question cost their context once.
-    """
-    longest = max((len(window.ids) for window in windows), default=0)
-    if longest == 0:
-        return
-    rows = max(1, _LOGITS_BYTES // (4 * model.vocab_size))
-    chunk = min(_CHUNK_TOKENS, batch_tokens, longest, rows)
-    context = model.context(sequences=1, capacity=longest, chunk=chunk, outputs=chunk)
-    batch = _Batch(chunk, 1)
-    cached: tuple[int, ...] = ()
-    try:
-        for window in windows:
-            keep = min(_common_prefix(cached, window.ids), window.score_from - 1)
-            context.forget(keep=keep)
-            cached = window.ids[:-1]  # the last token is only predicted
-            yield _score(context, batch, chunk, window, keep)
-    finally:
-        context.close()
-
-
-def _score(context: _Context, batch: _Batch, chunk: int, window: Window, keep: int) -> WindowScore:
-    """Score one window whose first ``keep`` tokens are in the KV cache."""
-    ids = np.asarray(window.ids)
-    logprobs: list[float] = []
-    greedy = True
-    for start in range(keep, len(ids) - 1, chunk):
-        positions = np.arange(start, min(start + chunk, len(ids) - 1))
-        wanted = positions >= window.score_from - 1
-        batch.fill(ids[positions], positions, np.zeros(len(positions), np.int64), wanted)
-        context.run(batch)
-        indices = np.flatnonzero(wanted)
-        for first in range(0, len(indices), _ROWS_AT_ONCE):
-            part = indices[first : first + _ROWS_AT_ONCE]
-            logits = np.stack([context.logits(int(index)) for index in part])  # [n, V]
-            targets = ids[positions[part] + 1]
-            logprobs.extend(_log_probability(logits, targets).tolist())
-            greedy = greedy and bool((logits.argmax(axis=1) == targets).all())
-    return WindowScore(logprobs=tuple(logprobs), greedy=greedy)
-
-
-def _log_probability(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Natural-log probability float64[n] of ``targets`` under float32 logits [n, V]."""
-    highest = logits.max(axis=1, keepdims=True)
-    total = np.exp(logits - highest).sum(axis=1, dtype=np.float64)
-    chosen = logits[np.arange(len(targets)), targets].astype(np.float64)
-    return chosen - highest[:, 0] - np.log(total)
-
-
-def _common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
-    count = 0
-    for a, b in zip(one, other, strict=False):
-        if a != b:
-            break
-        count += 1
-    return count

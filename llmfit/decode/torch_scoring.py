@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from llmfit.decode.base import Window, WindowScore
+from llmfit.decode.base import LogitsVisitor, Window, WindowScore
 
 _ROWS_AT_ONCE = 256
 """Positions of float32 log-softmax held at a time; bounds memory for a 128 k vocabulary."""
@@ -43,7 +43,12 @@ class _Row:
 
 @torch.inference_mode()
 def score_windows(
-    model: nn.Module, windows: Sequence[Window], *, batch_tokens: int, pad_id: int = 0
+    model: nn.Module,
+    windows: Sequence[Window],
+    *,
+    batch_tokens: int,
+    pad_id: int = 0,
+    visit: LogitsVisitor | None = None,
 ) -> Iterator[WindowScore]:
     """Score windows in order, batching neighbours while padding included ≤ ``batch_tokens``.
 
@@ -53,7 +58,7 @@ def score_windows(
     """
     rows = _pack(windows, _longest_shared(model))
     for batch in _batches(rows, batch_tokens):
-        yield from _score_batch(model, batch, pad_id)
+        yield from _score_batch(model, batch, pad_id, visit)
 
 
 def _longest_shared(model: nn.Module) -> int | None:
@@ -106,7 +111,9 @@ def _batches(rows: Iterator[_Row], batch_tokens: int) -> Iterator[list[_Row]]:
         yield batch
 
 
-def _score_batch(model: nn.Module, batch: list[_Row], pad_id: int) -> Iterator[WindowScore]:
+def _score_batch(
+    model: nn.Module, batch: list[_Row], pad_id: int, visit: LogitsVisitor | None
+) -> Iterator[WindowScore]:
     parameter = next(model.parameters())
     device = parameter.device
     longest = max(len(row.ids) for row in batch)
@@ -130,7 +137,7 @@ def _score_batch(model: nn.Module, batch: list[_Row], pad_id: int) -> Iterator[W
     for index, row in enumerate(batch):
         for window, reads in zip(row.windows, row.reads, strict=True):
             places = torch.tensor(reads, device=device) - first
-            yield _score_window(logits[index], places, window, device)
+            yield _score_window(logits[index], places, window, visit)
 
 
 def _shared_context_mask(
@@ -151,16 +158,19 @@ def _shared_context_mask(
 
 
 def _score_window(
-    logits: torch.Tensor, places: torch.Tensor, window: Window, device: torch.device
+    logits: torch.Tensor, places: torch.Tensor, window: Window, visit: LogitsVisitor | None
 ) -> WindowScore:
     """Score one window from its row's logits [K, V], read at ``places`` int[S]."""
-    targets = torch.tensor(window.ids[window.score_from :], device=device)
+    targets = torch.tensor(window.ids[window.score_from :], device=logits.device)
     logprobs: list[float] = []
     greedy = True
     for where, wanted in zip(
         places.split(_ROWS_AT_ONCE), targets.split(_ROWS_AT_ONCE), strict=True
     ):
-        scores = logits[where].float().log_softmax(dim=-1)
+        rows = logits[where]
+        if visit is not None:
+            visit(rows)
+        scores = rows.float().log_softmax(dim=-1)
         logprobs.extend(scores.gather(1, wanted[:, None])[:, 0].tolist())
         greedy = greedy and bool((scores.argmax(dim=-1) == wanted).all())
     return WindowScore(tuple(logprobs), greedy)

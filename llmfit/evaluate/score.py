@@ -68,7 +68,7 @@ def evaluate(
     questions, text = evaluation_files(spec, settings)
     adapter = ModelAdapter(
         model,
-        window=settings.ppl_window,
+        window=settings.ppl_window or 2048,
         batch_tokens=settings.batch_tokens,
         progress=progress,
     )

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from llmfit.records import HellaSwag, Perplexity, RunRecord
-from llmfit.stats import Difference, paired_difference, unpaired_difference
+from llmfit.records import Difference, HellaSwag, Perplexity, RunRecord
+from llmfit.stats import paired_difference, unpaired_difference
 
 ACC_NORM_TOLERANCE = 0.01
 """HellaSwag acc_norm may fall by this share of the items (1 point): a row is turned down when

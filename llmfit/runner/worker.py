@@ -153,6 +153,10 @@ def _evaluate(record: RunRecord, deployer: Deployer, progress: Progress) -> RunR
         record,
         hellaswag=quality.hellaswag,
         perplexity=quality.perplexity,
+        kl_divergence=quality.divergence.mean if quality.divergence else None,
+        top1_agreement=quality.divergence.top1_agreement if quality.divergence else None,
+        divergence=quality.divergence,
+        tasks=quality.tasks,
         notes=record.notes + quality.notes,
         evaluate_s=quality.seconds,
     )

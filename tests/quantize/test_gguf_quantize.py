@@ -63,7 +63,8 @@ def make(folder: Path, file_type: str, root: Path) -> Path:
 def test_every_type_gives_a_legal_file(file_type: str, shared_data: Path, tmp_path: Path) -> None:
     """Rows of 64 and 172 fit few types; each still ends as a file that llama.cpp scores with,
     and the note tells the shares that the file's own tensors have."""
-    from llmfit.decode.llama_cpp import LlamaCppModel, score_windows
+    from llmfit.decode.llama_cpp import LlamaCppModel
+    from llmfit.decode.llama_scoring import score_windows
 
     file = make(shared_data / "stories260k", file_type, tmp_path)
     types = read_types(file)
