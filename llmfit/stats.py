@@ -1,14 +1,28 @@
-"""Medians, percentiles and intervals: pure functions, no randomness."""
+"""Medians, percentiles and intervals: pure functions; what resamples takes a fixed seed."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import NormalDist, median
+from typing import TYPE_CHECKING
 
 from llmfit.records import Difference, Sampled
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Array = NDArray[np.float64]
+
 CONFIDENCE = 0.95
+
+RESAMPLES = 9_999
+"""Bootstrap resamples; scipy's default. The ends of an interval then move by about 2 % of its
+width from seed to seed."""
+
+_BATCH_VALUES = 2**20
+"""Values that the bootstrap holds at a time, so that memory does not grow with the blocks."""
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
@@ -103,3 +117,63 @@ def unpaired_difference(a: float, a_stderr: float, b: float, b_stderr: float) ->
 
 def _z() -> float:
     return NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
+
+
+# ---------------------------------------------------------------- bootstrap over blocks
+
+
+def ratio_interval(
+    totals: Sequence[float], counts: Sequence[int], *, seed: int = 0
+) -> tuple[float, float] | None:
+    """95 % bootstrap interval of sum(totals) ÷ sum(counts), blocks resampled whole.
+
+    ``totals`` and ``counts`` have one entry per block; a block's two entries stay together. Where
+    all blocks are alike, both ends are sum(totals) ÷ sum(counts) exactly. None for fewer than two blocks. Raises ValueError when the lengths differ or a count is below 1.
+    Source: Efron and Tibshirani (1993), chapter 13, percentile interval, by scipy.stats.bootstrap.
+    """
+    _check_blocks(counts, totals)
+    if len(counts) < 2:
+        return None
+    low, high = _bootstrap((totals, counts), _ratio, seed)
+    ratio = sum(totals) / sum(counts)
+    # numpy adds in another order: the last bit must not put the ratio outside its interval.
+    low, high = (ratio if math.isclose(end, ratio, rel_tol=1e-12) else end for end in (low, high))
+    return low, high
+
+
+def _ratio(totals: Array, counts: Array, axis: int = -1) -> Array:
+    ratio: Array = totals.sum(axis=axis) / counts.sum(axis=axis)
+    return ratio
+
+
+def _bootstrap(
+    samples: tuple[Sequence[float], ...], statistic: Callable[..., Array], seed: int
+) -> tuple[float, float]:
+    """Percentile interval of ``statistic`` over ``samples`` that are resampled together.
+
+    Percentile and not BCa: on equal blocks, as two rows with the same kernels have, BCa is
+    undefined; with hundreds of blocks the two agree.
+    """
+    import numpy as np
+    from scipy.stats import bootstrap
+
+    interval = bootstrap(
+        samples,
+        statistic,
+        n_resamples=RESAMPLES,
+        batch=max(1, _BATCH_VALUES // len(samples[0])),
+        vectorized=True,
+        paired=True,
+        confidence_level=CONFIDENCE,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return float(interval.low), float(interval.high)
+
+
+def _check_blocks(counts: Sequence[int], *totals: Sequence[float]) -> None:
+    if any(len(values) != len(counts) for values in totals):
+        lengths = ", ".join(str(len(values)) for values in (*totals, counts))
+        raise ValueError(f"every block needs a total and a count, not {lengths} of them.")
+    if any(count < 1 for count in counts):
+        raise ValueError(f"a block holds at least one token, not {min(counts)}.")
