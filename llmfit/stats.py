@@ -128,7 +128,8 @@ def ratio_interval(
     """95 % bootstrap interval of sum(totals) ÷ sum(counts), blocks resampled whole.
 
     ``totals`` and ``counts`` have one entry per block; a block's two entries stay together. Where
-    all blocks are alike, both ends are sum(totals) ÷ sum(counts) exactly. None for fewer than two blocks. Raises ValueError when the lengths differ or a count is below 1.
+    all blocks are alike, both ends are sum(totals) ÷ sum(counts) exactly. None for fewer than
+    two blocks. Raises ValueError when the lengths differ or a count is below 1.
     Source: Efron and Tibshirani (1993), chapter 13, percentile interval, by scipy.stats.bootstrap.
     """
     _check_blocks(counts, totals)
