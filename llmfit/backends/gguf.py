@@ -128,7 +128,7 @@ class Gguf(Backend):
 
     def load(self, plan: Plan, progress: Progress = no_progress) -> LoadedModel:
         """See ``Backend.load``."""
-        from llmfit.decode.llama_cpp import ATTENTION, LlamaCppModel
+        from llmfit.decode.llama_cpp import LlamaCppModel, attention_kernel
 
         self.require(plan)
         threads = plan.threads or physical_cores()
@@ -136,7 +136,7 @@ class Gguf(Backend):
         artifact = _artifact(plan, threads, progress)
         notes = _without_making(artifact)
         types = read_types(artifact.file)
-        model = LlamaCppModel(artifact.file, threads=threads)
+        model = LlamaCppModel(artifact.file, threads=threads, kv_cache_dtype=plan.kv_cache_dtype)
         try:
             _require_same_model(model, plan.model, artifact.file)
         except ModelLoadError:
@@ -144,7 +144,10 @@ class Gguf(Backend):
             raise
         note = fallback_note(artifact.file_type, types) if artifact.file_type else types.shares()
         info = LoadInfo(
-            kernel=Kernel(linear=f"llama.cpp {types.linear()}", attention=ATTENTION),
+            kernel=Kernel(
+                linear=f"llama.cpp {types.linear()}",
+                attention=attention_kernel(plan.kv_cache_dtype),
+            ),
             dtype=artifact.file_type.upper() if artifact.file_type else types.linear(),
             weights_bytes=types.weights_bytes,
             quantized_share=types.quantized_share,

@@ -17,18 +17,28 @@ import numpy as np
 from llmfit.decode.base import GREEDY, Decoder, Sampling
 from llmfit.decode.llama_log import llama_log
 from llmfit.errors import LlmfitError, ModelLoadError, UsageError
+from llmfit.records import KvCacheDtype
 
 CHUNK_TOKENS = 512
 """Prompt tokens given to llama.cpp at once; its own default for a physical batch."""
-ATTENTION = "flash (llama.cpp)"
-"""The attention kernel that every context here asks for; K and V are cached in float16."""
+
+
+def attention_kernel(kv_cache_dtype: KvCacheDtype | None) -> str:
+    """The attention kernel that every context here asks for, and the type of its K and V."""
+    return f"flash (llama.cpp), KV {kv_cache_dtype or 'f16'}"
 
 
 class LlamaCppModel:
     """A GGUF file loaded by llama.cpp, on the CPU."""
 
-    def __init__(self, file: Path, *, threads: int) -> None:
-        """Load ``file``. Raises ModelLoadError with llama.cpp's own words."""
+    def __init__(
+        self, file: Path, *, threads: int, kv_cache_dtype: KvCacheDtype | None = None
+    ) -> None:
+        """Load ``file``; all its contexts hold K and V in ``kv_cache_dtype`` (None: float16).
+
+        Raises ModelLoadError with llama.cpp's own words, also where the model's head size does
+        not suit the type: the blocks of q8_0 and q4_0 hold 32 values of one head.
+        """
         import llama_cpp
 
         log = llama_log()
@@ -46,6 +56,21 @@ class LlamaCppModel:
         self.vocab_size: int = llama_cpp.llama_vocab_n_tokens(vocabulary)
         self.layers: int = llama_cpp.llama_model_n_layer(self._handle)
         self.context_length: int = llama_cpp.llama_model_n_ctx_train(self._handle)
+        self.kv_cache_dtype = kv_cache_dtype
+        if kv_cache_dtype is not None:
+            self._try_cache()
+
+    def _try_cache(self) -> None:
+        """Make the smallest context, as llama.cpp checks the cache's type only then."""
+        try:
+            self.context(sequences=1, capacity=1, chunk=1, outputs=1).close()
+        except LlmfitError as exc:
+            self.close()
+            raise ModelLoadError(
+                f"llama.cpp refuses a KV cache in {self.kv_cache_dtype} for this model: "
+                f"{llama_log().complaints()}.",
+                hint="without --kv-cache-dtype, the KV cache stays in float16",
+            ) from exc
 
     def close(self) -> None:
         """Free the weights, and what decoders made from them hold."""
@@ -70,7 +95,10 @@ class LlamaCppModel:
         params.n_batch = params.n_ubatch = chunk
         params.n_outputs_max = outputs
         params.n_threads = params.n_threads_batch = self.threads
-        params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
+        params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED  # V in blocks needs it
+        if self.kv_cache_dtype is not None:
+            name = f"GGML_TYPE_{self.kv_cache_dtype.upper()}"
+            params.type_k = params.type_v = getattr(llama_cpp, name)
         params.offload_kqv = params.op_offload = False
         params.no_perf = True
         log = llama_log()
