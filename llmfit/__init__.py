@@ -15,21 +15,22 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from llmfit.comparison import ComparisonInterrupted, Observer, compare
+    from llmfit.comparison import compare
     from llmfit.decode.base import Sampling
     from llmfit.deployer import Deployer, Generation
     from llmfit.errors import LlmfitError
+    from llmfit.job import ComparisonInterrupted, Observer
     from llmfit.planning.recommend import recommend
     from llmfit.records import Comparison, EvaluationSettings, RunRecord, Verdict, Workload
 
 _HOMES = {
     "Comparison": "llmfit.records",
-    "ComparisonInterrupted": "llmfit.comparison",
+    "ComparisonInterrupted": "llmfit.job",
     "Deployer": "llmfit.deployer",
     "EvaluationSettings": "llmfit.records",
     "Generation": "llmfit.deployer",
     "LlmfitError": "llmfit.errors",
-    "Observer": "llmfit.comparison",
+    "Observer": "llmfit.job",
     "RunRecord": "llmfit.records",
     "Sampling": "llmfit.decode.base",
     "Verdict": "llmfit.records",

@@ -22,7 +22,14 @@ from llmfit.device import Marks, cap_gpu_memory, pick_device, set_threads
 from llmfit.errors import LlmfitError, UsageError
 from llmfit.measure import fit_workload, measure
 from llmfit.models import local_folder, resolve
-from llmfit.records import Evaluation, EvaluationSettings, Measurement, Plan, Workload
+from llmfit.records import (
+    Evaluation,
+    EvaluationSettings,
+    KvCacheDtype,
+    Measurement,
+    Plan,
+    Workload,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,12 +64,16 @@ class Deployer:
         gpu_gb: float | None = None,
         seed: int = 0,
         cache_dir: str | None = None,
+        kv_cache_dtype: KvCacheDtype | None = None,
+        llama_cpp_dir: str | None = None,
     ) -> None:
         """Plan a deployment of ``model``: a folder, a hub id, or None for the embedded model.
 
         ``backend`` is an id such as ``nf4`` or ``gguf:q3_k_m``; ``checkpoint`` a ready artifact
-        for gptq, awq or gguf; ``gpu_gb`` a hard limit of GPU memory in GB (10⁹ bytes). Raises
-        UsageError or ModelNotFound; nothing is loaded yet.
+        for gptq, awq or gguf; ``gpu_gb`` a hard limit of GPU memory in GB (10⁹ bytes);
+        ``kv_cache_dtype`` ``q8_0`` or ``q4_0`` quantises the KV cache; ``llama_cpp_dir`` is a
+        llama.cpp checkout whose converter makes the GGUF. Raises UsageError or ModelNotFound;
+        nothing is loaded yet.
         """
         self._backend = get_backend(backend)
         if checkpoint is not None and not self._backend.takes_checkpoint:
@@ -79,6 +90,8 @@ class Deployer:
             threads=threads,
             seed=seed,
             cache_dir=cache_dir,
+            kv_cache_dtype=kv_cache_dtype,
+            llama_cpp_dir=llama_cpp_dir,
         )
         self._loaded: LoadedModel | None = None
         self.load_s: float | None = None

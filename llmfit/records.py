@@ -141,6 +141,8 @@ class Plan:
     """A llama.cpp checkout whose converter makes the GGUF of architectures that ours lacks."""
     command: str | None = None
     """The command line that makes this row again."""
+    inputs: dict[str, str] = field(default_factory=dict)
+    """Content hash of each local file or folder that the row reads beside the model, by path."""
 
 
 # ---------------------------------------------------------------- what is measured

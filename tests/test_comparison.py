@@ -16,8 +16,9 @@ import llmfit
 from llmfit.backends.base import Package
 from llmfit.backends.nf4 import Nf4
 from llmfit.backends.registry import backend_ids
-from llmfit.comparison import ComparisonInterrupted, compare
+from llmfit.comparison import compare
 from llmfit.errors import ModelNotFound, StoreError, UsageError
+from llmfit.job import ComparisonInterrupted
 from llmfit.models import data_path
 from llmfit.records import (
     Comparison,

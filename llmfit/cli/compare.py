@@ -70,7 +70,8 @@ def run(args: argparse.Namespace) -> int:
     checkpoints = _checkpoints(args)
     evaluation = _evaluation(args)
     from llmfit.cli._progress import observer
-    from llmfit.comparison import ComparisonInterrupted, compare
+    from llmfit.comparison import compare
+    from llmfit.job import ComparisonInterrupted
 
     try:
         with observer(quiet=args.quiet) as watching:

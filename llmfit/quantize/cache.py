@@ -67,7 +67,8 @@ class ArtifactCache:
     def __init__(self, root: Path | None = None) -> None:
         chosen = root or platformdirs.user_cache_path("llmfit") / "artifacts"
         self.root = chosen.expanduser().absolute()
-        self._hashes = FileHashes(self.root / ".hashes.json")
+        self.hashes = FileHashes(self.root / ".hashes.json")
+        """Content hashes of files, remembered."""
 
     def get_or_make(
         self,
@@ -122,7 +123,7 @@ class ArtifactCache:
         identity = {
             "format": FORMAT_VERSION,
             "kind": kind,
-            "model": self._hashes.model(model_path),
+            "model": self.hashes.model(model_path),
             "settings": dict(settings),
         }
         text = json.dumps(identity, sort_keys=True)

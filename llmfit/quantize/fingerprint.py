@@ -54,7 +54,19 @@ class FileHashes:
 
         Raises ModelNotFound when there is nothing to hash.
         """
-        files = _model_files(model_path)
+        return self._hash(_model_files(model_path))
+
+    def everything(self, path: Path) -> str:
+        """Hash of a file, or of all files of a folder and its subfolders, by names and contents.
+
+        Raises ModelNotFound when there is nothing to hash.
+        """
+        found = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+        if not found:
+            raise ModelNotFound(f"{path} is not there, or holds no file.")
+        return self._hash(found)
+
+    def _hash(self, files: list[Path]) -> str:
         known = self._read()
         fresh: dict[str, dict[str, object]] = {}
         total = hashlib.blake2b(digest_size=20)

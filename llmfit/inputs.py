@@ -1,0 +1,55 @@
+"""What a row reads from disk, by content: the model, a checkpoint, texts, task definitions.
+
+A record without these hashes could not tell whether a later run measures the same thing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from llmfit.evaluate.score import evaluation_files
+from llmfit.quantize.cache import ArtifactCache
+from llmfit.records import Plan
+
+
+def hashed(plan: Plan) -> Plan:
+    """``plan`` with the content hashes of its model, which has to be on disk, and its inputs.
+
+    What was hashed before is remembered beside the artifact cache. Raises ModelNotFound.
+    """
+    hashes = ArtifactCache(Path(plan.cache_dir) if plan.cache_dir else None).hashes
+    return replace(
+        plan,
+        model=replace(plan.model, content_hash=hashes.model(Path(plan.model.path))),
+        inputs={str(path): hashes.everything(path) for path in _paths(plan)},
+    )
+
+
+def changed(plan: Plan) -> tuple[str, ...]:
+    """One sentence for each input of a recorded plan that is not as it was; empty: all are."""
+    now = hashed(plan)
+    found = []
+    if plan.model.content_hash != now.model.content_hash:
+        found.append(
+            f"the model at {plan.model.path} has content {now.model.content_hash}, "
+            f"the record {plan.model.content_hash}"
+        )
+    for path in sorted(plan.inputs.keys() | now.inputs.keys()):
+        if plan.inputs.get(path) != now.inputs.get(path):
+            found.append(
+                f"{path} has content {now.inputs.get(path)}, the record {plan.inputs.get(path)}"
+            )
+    return tuple(found)
+
+
+def _paths(plan: Plan) -> Iterator[Path]:
+    """Local files and folders that the row reads beside the model; hub ids are left out."""
+    given = [plan.checkpoint, plan.calibration_file, plan.llama_cpp_dir]
+    if plan.evaluation is not None:
+        files = evaluation_files(plan.model, plan.evaluation)
+        given += [*map(str, filter(None, files)), plan.evaluation.include_path]
+    for path in given:
+        if path is not None and Path(path).exists():
+            yield Path(path)
