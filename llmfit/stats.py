@@ -29,17 +29,14 @@ def percentile(values: Sequence[float], percent: float) -> float:
     """The ``percent``-th percentile (0…100), interpolated linearly between order statistics.
 
     Raises ValueError for no values or a percentage outside 0…100.
-    Source: Hyndman and Fan (1996), definition 7; numpy's default.
     """
+    import numpy as np
+
     if not values:
         raise ValueError("a percentile needs at least one value.")
     if not 0.0 <= percent <= 100.0:
         raise ValueError(f"a percentile lies in 0…100, not at {percent}.")
-    ordered = sorted(values)
-    position = (len(ordered) - 1) * percent / 100
-    below = math.floor(position)
-    above = min(below + 1, len(ordered) - 1)
-    return ordered[below] + (ordered[above] - ordered[below]) * (position - below)
+    return float(np.percentile(values, percent))
 
 
 def sampled(values: Sequence[float]) -> Sampled:
@@ -51,6 +48,8 @@ def sampled(values: Sequence[float]) -> Sampled:
     93.75 % for five values and nothing at all for one. Raises ValueError for no values.
     Source: David and Nagaraja, Order Statistics (2003), section 7.1.
     """
+    # scipy's quantile_test gives the same ranks (a test), but no interval below six values, and
+    # importing it in the worker would count as memory of the row.
     if not values:
         raise ValueError("a median needs at least one value.")
     ordered = sorted(values)
@@ -82,13 +81,15 @@ def overlap(a: Sampled, b: Sampled) -> bool:
 def paired_difference(a: Sequence[bool], b: Sequence[bool]) -> Difference:
     """Difference of two accuracies over the same items, a − b, with its 95 % interval.
 
-    Only the items on which the two disagree carry information, as in McNemar's test. One
-    pseudo-item of each kind of disagreement is added for the interval (not for the mean), so
-    that identical answers on few items are not taken for proof of equality.
-    Raises ValueError when the lengths differ or there are no items.
+    Only the items on which the two disagree carry information. One pseudo-item of each kind of
+    disagreement is added for the interval (not for the mean), so that identical answers on few
+    items are not taken for proof of equality. The p-value is McNemar's exact one: a binomial test
+    of the disagreements. Raises ValueError when the lengths differ or there are no items.
     Source: Bonett and Price (2012), adjusted Wald interval for paired proportions, J. Educ.
     Behav. Stat. 37(4); recommended in Fagerland, Lydersen and Laake (2014), Stat. Med. 33(16).
     """
+    from scipy.stats import binomtest
+
     if len(a) != len(b) or not a:
         raise ValueError(f"paired answers are needed, not {len(a)} against {len(b)}.")
     only_a = sum(1 for x, y in zip(a, b, strict=True) if x and not y)
@@ -97,11 +98,13 @@ def paired_difference(a: Sequence[bool], b: Sequence[bool]) -> Difference:
     share_a, share_b = (only_a + 1) / padded, (only_b + 1) / padded
     centre = share_a - share_b
     half = _z() * math.sqrt((share_a + share_b - centre**2) / padded)
+    disagreements = only_a + only_b
     return Difference(
         mean=(only_a - only_b) / len(a),
         low=max(-1.0, centre - half),
         high=min(1.0, centre + half),
-        method="Bonett-Price",
+        p_value=float(binomtest(only_a, disagreements).pvalue) if disagreements else 1.0,
+        method="Bonett-Price interval, exact McNemar test",
     )
 
 
@@ -142,9 +145,67 @@ def ratio_interval(
     return low, high
 
 
+def perplexity_difference(
+    nll: Sequence[float], reference_nll: Sequence[float], counts: Sequence[int], *, seed: int = 0
+) -> Difference | None:
+    """Perplexity minus the reference's on the same text, with its paired bootstrap interval.
+
+    ``nll`` and ``reference_nll`` are the summed negative log-likelihoods, in nats, of the same
+    blocks, ``counts`` their numbers of tokens; a block's three entries are resampled together.
+    None for fewer than two blocks. Raises ValueError as ``ratio_interval``.
+    """
+    return _paired_bootstrap(nll, reference_nll, counts, _perplexity_change, seed)
+
+
+def perplexity_ratio(
+    nll: Sequence[float], reference_nll: Sequence[float], counts: Sequence[int], *, seed: int = 0
+) -> Difference | None:
+    """Perplexity ÷ the reference's − 1; otherwise as ``perplexity_difference``."""
+    return _paired_bootstrap(nll, reference_nll, counts, _perplexity_relative_change, seed)
+
+
+def _paired_bootstrap(
+    nll: Sequence[float],
+    reference_nll: Sequence[float],
+    counts: Sequence[int],
+    statistic: Callable[..., Array],
+    seed: int,
+) -> Difference | None:
+    import numpy as np
+
+    _check_blocks(counts, nll, reference_nll)
+    blocks = len(counts)
+    if blocks < 2:
+        return None
+    samples = (nll, reference_nll, counts)
+    low, high = _bootstrap(samples, statistic, seed)
+    return Difference(
+        mean=float(statistic(*map(np.asarray, samples))),
+        low=low,
+        high=high,
+        method=f"paired bootstrap, {RESAMPLES:,} resamples of {blocks:,} blocks",
+    )
+
+
 def _ratio(totals: Array, counts: Array, axis: int = -1) -> Array:
     ratio: Array = totals.sum(axis=axis) / counts.sum(axis=axis)
     return ratio
+
+
+def _perplexity_change(nll: Array, reference: Array, counts: Array, axis: int = -1) -> Array:
+    import numpy as np
+
+    change: Array = np.exp(_ratio(nll, counts, axis)) - np.exp(_ratio(reference, counts, axis))
+    return change
+
+
+def _perplexity_relative_change(
+    nll: Array, reference: Array, counts: Array, axis: int = -1
+) -> Array:
+    import numpy as np
+
+    change: Array = np.expm1(_ratio(nll, counts, axis) - _ratio(reference, counts, axis))
+    return change
 
 
 def _bootstrap(
@@ -153,7 +214,7 @@ def _bootstrap(
     """Percentile interval of ``statistic`` over ``samples`` that are resampled together.
 
     Percentile and not BCa: on equal blocks, as two rows with the same kernels have, BCa is
-    undefined; with hundreds of blocks the two agree.
+    undefined; with hundreds of blocks the two agree (a test).
     """
     import numpy as np
     from scipy.stats import bootstrap
