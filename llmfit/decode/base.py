@@ -125,3 +125,11 @@ LogitsVisitor = Callable[["torch.Tensor"], None]
 The rows are the scored tokens' predictions: windows in their order, tokens in theirs, ``n`` at
 most 256 at a time. A call must not keep the tensor.
 """
+
+
+def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
+    """Number of leading tokens that two sequences have in common."""
+    shorter = min(len(one), len(other))
+    if one[:shorter] == other[:shorter]:
+        return shorter
+    return next(index for index in range(shorter) if one[index] != other[index])

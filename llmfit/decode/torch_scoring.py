@@ -1,44 +1,48 @@
 """Log-probabilities of given tokens under a transformers causal language model.
 
-Neighbouring windows with the same context, as the endings of a multiple-choice question have,
-share one row: the context is run once, and each ending sees the context and itself alone.
+Neighbouring windows with the same beginning, as the endings of a multiple-choice question have,
+share one row: the beginning is run once, and each ending sees it and itself alone.
 
     tokens      c c c c  a a a  b b        positions  0 1 2 3  4 5 6  4 5
     a sees      x x x x  x x x  . .
     b sees      x x x x  . . .  x x
+
+The output head is applied only where a prediction is read, a few hundred positions at a time:
+with 128 k tokens in the vocabulary, logits of every position would cost more memory than the model.
 """
 
 from __future__ import annotations
 
+import inspect
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any
 
 import torch
 from torch import nn
 
-from llmfit.decode.base import LogitsVisitor, Window, WindowScore
+from llmfit.decode.base import LogitsVisitor, Window, WindowScore, common_prefix
 
-_ROWS_AT_ONCE = 256
-"""Positions of float32 log-softmax held at a time; bounds memory for a 128 k vocabulary."""
+_HEAD_ROWS = 256
+"""Positions given to the output head at once, the most that a ``LogitsVisitor`` may see."""
+_SOFTMAX_ROWS = 32
+"""Rows of float32 log-softmax held at a time: 16 MB of a 128 k vocabulary."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """Windows over one context, packed: what is fed, and where each prediction is read."""
+    """Windows over one beginning, packed: what is fed, and where each prediction is read."""
 
     windows: tuple[Window, ...]
     ids: tuple[int, ...]
     positions: tuple[int, ...]
     own_start: tuple[int, ...]
-    """For each token the first token of its own ending; 0 for the context's tokens."""
-    reads: tuple[tuple[int, ...], ...]
-    """For each window the tokens whose logits predict its scored tokens."""
-
-    @property
-    def context(self) -> int:
-        return self.windows[0].score_from
+    """For each token the first token of its own ending; 0 for the shared tokens."""
+    shared: int
+    """Tokens at the row's beginning that every window sees."""
+    reads: tuple[int, ...]
+    """The tokens whose logits predict the scored tokens, window after window."""
 
 
 @torch.inference_mode()
@@ -52,49 +56,96 @@ def score_windows(
 ) -> Iterator[WindowScore]:
     """Score windows in order, batching neighbours while padding included ≤ ``batch_tokens``.
 
-    Windows of like length should be neighbours, and so should windows of one context. Padding
+    Windows that cost alike should be neighbours, and so should windows of one beginning. Padding
     is on the right, where causal attention never looks, so a score does not depend on what
     shares its batch beyond rounding.
     """
-    rows = _pack(windows, _longest_shared(model))
+    rows = _pack(windows, batch_tokens, _longest_shareable(model), _hidden_size(model))
     for batch in _batches(rows, batch_tokens):
         yield from _score_batch(model, batch, pad_id, visit)
 
 
-def _longest_shared(model: nn.Module) -> int | None:
-    """Longest row that one mask serves: the sliding window, or None where there is none."""
+def _hidden_size(model: nn.Module) -> int:
     config: Any = model.config.get_text_config()  # type: ignore[union-attr,operator]
+    return int(config.hidden_size)
+
+
+def _longest_shareable(model: nn.Module) -> float:
+    """Tokens of the longest window that may share a row; 0 where one mask cannot part endings.
+
+    State-space layers have no mask, ALiBi no positions to set, and a sliding or chunked layer
+    would look further back in a row than in a window longer than its reach.
+    """
+    base: Any = model.base_model
+    config: Any = model.config.get_text_config()  # type: ignore[union-attr,operator]
+    takes_positions = "position_ids" in inspect.signature(base.forward).parameters
+    stateful = getattr(model, "_is_stateful", False)
+    if stateful or not takes_positions or getattr(config, "alibi", False):
+        return 0
+    reach = [getattr(config, "attention_chunk_size", None)]
     if getattr(config, "use_sliding_window", True):
-        return getattr(config, "sliding_window", None)
-    return None
+        reach.append(getattr(config, "sliding_window", None))
+    return min((tokens for tokens in reach if tokens is not None), default=math.inf)
 
 
-def _pack(windows: Sequence[Window], longest_shared: int | None) -> Iterator[_Row]:
-    for context, sharing in groupby(windows, key=lambda window: window.ids[: window.score_from]):
-        group = tuple(sharing)
-        row = _row(context, group)
-        # Packing runs the context once, and makes attention look over all endings' tokens: it
-        # pays where the context is the longer part. Texts that only share BOS stay apart.
-        pays = len(context) >= max(len(window.ids) for window in group) - len(context)
-        if pays and (longest_shared is None or len(row.ids) <= longest_shared):
-            yield row
-        else:
-            yield from (_row(context, (window,)) for window in group)
+def _cost(tokens: int, hidden_size: int) -> float:
+    """Multiplications of a row of ``tokens``, in units of 2 × layers × hidden size.
+
+    Source: Kaplan et al., Scaling Laws for Neural Language Models, 2020, table 1: a token costs 12
+    hidden² in a layer's weights, and 2 hidden for each token that its attention computes.
+    """
+    return tokens * (6.0 * hidden_size + tokens)
 
 
-def _row(context: tuple[int, ...], windows: tuple[Window, ...]) -> _Row:
-    ids = list(context)
-    positions = list(range(len(context)))
-    own_start = [0] * len(context)
-    reads = []
+def _pack(
+    windows: Sequence[Window], batch_tokens: int, longest: float, hidden_size: int
+) -> Iterator[_Row]:
+    """Put a window into its predecessors' row where that costs less than a row of its own.
+
+    Packing runs the common beginning once, and makes attention look over all endings' tokens:
+    texts that share only BOS stay apart, endings of one question come together.
+    """
+    group: list[Window] = []
+    shared = 0
     for window in windows:
-        fed = window.ids[window.score_from : -1]  # the last token is only predicted
+        if group:
+            common = min(shared, window.score_from, common_prefix(group[0].ids, window.ids))
+            together = _fed(common, [*group, window])
+            apart = _cost(_fed(shared, group), hidden_size) + _cost(_fed(0, [window]), hidden_size)
+            fits = (
+                together <= batch_tokens and max(_fed(0, [w]) for w in (*group, window)) <= longest
+            )
+            if common > 0 and fits and _cost(together, hidden_size) < apart:
+                group.append(window)
+                shared = common
+                continue
+            yield _row(group, shared)
+        group, shared = [window], window.score_from
+    if group:
+        yield _row(group, shared)
+
+
+def _fed(shared: int, windows: Sequence[Window]) -> int:
+    """Tokens fed for ``windows`` of which ``shared`` are run once; the last is only predicted."""
+    return shared + sum(len(window.ids) - 1 - shared for window in windows)
+
+
+def _row(windows: Sequence[Window], shared: int) -> _Row:
+    ids = list(windows[0].ids[:shared])
+    positions = list(range(shared))
+    own_start = [0] * shared
+    reads: list[int] = []
+    for window in windows:
         start = len(ids)
-        reads.append((len(context) - 1, *range(start, start + len(fed))))
-        ids += fed
-        positions += range(len(context), len(context) + len(fed))
-        own_start += [start] * len(fed)
-    return _Row(windows, tuple(ids), tuple(positions), tuple(own_start), tuple(reads))
+        own = window.ids[shared:-1]
+        ids += own
+        positions += range(shared, shared + len(own))
+        own_start += [start] * len(own)
+        places = range(window.score_from - 1, len(window.ids) - 1)
+        reads += [place if place < shared else start + place - shared for place in places]
+    return _Row(
+        tuple(windows), tuple(ids), tuple(positions), tuple(own_start), shared, tuple(reads)
+    )
 
 
 def _batches(rows: Iterator[_Row], batch_tokens: int) -> Iterator[list[_Row]]:
@@ -114,63 +165,98 @@ def _batches(rows: Iterator[_Row], batch_tokens: int) -> Iterator[list[_Row]]:
 def _score_batch(
     model: nn.Module, batch: list[_Row], pad_id: int, visit: LogitsVisitor | None
 ) -> Iterator[WindowScore]:
-    parameter = next(model.parameters())
-    device = parameter.device
+    hidden = _run(model, batch, pad_id)  # [B, T, H]
+    longest = hidden.shape[1]
+    reads = [index * longest + place for index, row in enumerate(batch) for place in row.reads]
+    windows = [window for row in batch for window in row.windows]
+    wanted = [token for window in windows for token in window.ids[window.score_from :]]
+    picked = hidden.flatten(0, 1)[torch.tensor(reads, device=hidden.device)]  # [S, H]
+    logprobs, top = _score_tokens(model, picked, torch.tensor(wanted, device=hidden.device), visit)
+    start = 0
+    for window in windows:
+        end = start + len(window.ids) - window.score_from
+        yield WindowScore(tuple(logprobs[start:end]), all(top[start:end]))
+        start = end
+
+
+def _run(model: nn.Module, batch: list[_Row], pad_id: int) -> torch.Tensor:
+    """Hidden states [B, T, H] that the output head would be given."""
+    device = next(model.parameters()).device
     longest = max(len(row.ids) for row in batch)
 
-    def padded(values: Sequence[int], filler: int) -> list[int]:
-        return [*values, *[filler] * (longest - len(values))]
-
-    ids = torch.tensor([padded(row.ids, pad_id) for row in batch], device=device)  # [B, T]
-    first = min(row.context for row in batch) - 1
-    options: dict[str, Any] = {
-        "logits_to_keep": torch.arange(first, longest, device=device)  # what anyone reads
-    }
-    if any(len(row.windows) > 1 for row in batch):
-        options["position_ids"] = torch.tensor(
-            [padded(row.positions, 0) for row in batch], device=device
+    def padded(values: Sequence[Sequence[int]], filler: int) -> torch.Tensor:
+        return torch.tensor(
+            [[*row, *[filler] * (longest - len(row))] for row in values], device=device
         )
-        own_start = torch.tensor([padded(row.own_start, longest) for row in batch], device=device)
-        context = torch.tensor([row.context for row in batch], device=device)
-        options["attention_mask"] = _shared_context_mask(own_start, context, model.dtype)  # type: ignore[arg-type]
-    logits = model(input_ids=ids, use_cache=False, **options).logits  # [B, K, V]
-    for index, row in enumerate(batch):
-        for window, reads in zip(row.windows, row.reads, strict=True):
-            places = torch.tensor(reads, device=device) - first
-            yield _score_window(logits[index], places, window, visit)
+
+    options: dict[str, torch.Tensor] = {}
+    if any(len(row.windows) > 1 for row in batch):
+        options["position_ids"] = padded([row.positions for row in batch], 0)
+        options["attention_mask"] = _shared_mask(
+            padded([row.own_start for row in batch], longest),
+            torch.tensor([row.shared for row in batch], device=device),
+            model.dtype,  # type: ignore[arg-type]
+        )
+    base: Any = model.base_model
+    ids = padded([row.ids for row in batch], pad_id)
+    hidden: torch.Tensor = base(input_ids=ids, use_cache=False, **options)[0]
+    return hidden
 
 
-def _shared_context_mask(
-    own_start: torch.Tensor, context: torch.Tensor, dtype: torch.dtype
-) -> torch.Tensor:
+def _shared_mask(own_start: torch.Tensor, shared: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Additive mask [B, 1, T, T]: 0 where a token may look, the least finite number elsewhere.
 
-    ``own_start`` int[B, T] and ``context`` int[B] are as in ``_Row``. Every token sees the
-    context before it and its own ending before it; padding sees the context.
+    ``own_start`` int[B, T] and ``shared`` int[B] are as in ``_Row``. Every token sees the
+    shared tokens before it and its own ending before it; padding sees the shared tokens.
     """
     token = torch.arange(own_start.shape[1], device=own_start.device)
     before = token[None, None, :] <= token[None, :, None]  # [1, T, T]
-    in_context = token[None, None, :] < context[:, None, None]  # [B, 1, T]
+    in_shared = token[None, None, :] < shared[:, None, None]  # [B, 1, T]
     in_own = token[None, None, :] >= own_start[:, :, None]  # [B, T, T]
-    seen = before & (in_context | in_own)
+    seen = before & (in_shared | in_own)
     mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
     return mask.masked_fill(~seen, torch.finfo(dtype).min)[:, None]
 
 
-def _score_window(
-    logits: torch.Tensor, places: torch.Tensor, window: Window, visit: LogitsVisitor | None
-) -> WindowScore:
-    """Score one window from its row's logits [K, V], read at ``places`` int[S]."""
-    targets = torch.tensor(window.ids[window.score_from :], device=logits.device)
+def _score_tokens(
+    model: nn.Module, hidden: torch.Tensor, wanted: torch.Tensor, visit: LogitsVisitor | None
+) -> tuple[list[float], list[bool]]:
+    """Log-probability of each of ``wanted`` int[S] after ``hidden`` [S, H]; is it highest?"""
     logprobs: list[float] = []
-    greedy = True
-    for where, wanted in zip(
-        places.split(_ROWS_AT_ONCE), targets.split(_ROWS_AT_ONCE), strict=True
-    ):
-        rows = logits[where]
+    top: list[bool] = []
+    for states, tokens in zip(hidden.split(_HEAD_ROWS), wanted.split(_HEAD_ROWS), strict=True):
+        logits = _head(model, states)  # [n, V]
         if visit is not None:
-            visit(rows)
-        scores = rows.float().log_softmax(dim=-1)
-        logprobs.extend(scores.gather(1, wanted[:, None])[:, 0].tolist())
-        greedy = greedy and bool((scores.argmax(dim=-1) == wanted).all())
-    return WindowScore(tuple(logprobs), greedy)
+            visit(logits)
+        for rows, goals in zip(
+            logits.split(_SOFTMAX_ROWS), tokens.split(_SOFTMAX_ROWS), strict=True
+        ):
+            scores = rows.float().log_softmax(dim=-1)
+            logprobs += scores.gather(1, goals[:, None])[:, 0].tolist()
+            top += (scores.argmax(dim=-1) == goals).tolist()
+    return logprobs, top
+
+
+def _head(model: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
+    """Logits [n, V] of ``hidden`` [n, H] by the model's own code, soft caps and scales included.
+
+    The model's ``forward`` runs with its body, which has been run already, handing out ``hidden``.
+    """
+    from transformers.modeling_outputs import BaseModelOutputWithPast
+
+    body: Any = model.base_model
+    own = body.__dict__.get("forward")  # only where someone has wrapped the class's method
+
+    def ready(*_: Any, **__: Any) -> BaseModelOutputWithPast:
+        return BaseModelOutputWithPast(last_hidden_state=hidden[None])
+
+    body.forward = ready
+    try:
+        ids = torch.zeros(1, len(hidden), dtype=torch.long, device=hidden.device)
+        logits: torch.Tensor = model(input_ids=ids, use_cache=False).logits[0]
+    finally:
+        if own is None:
+            del body.forward
+        else:
+            body.forward = own
+    return logits

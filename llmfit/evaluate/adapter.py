@@ -2,35 +2,38 @@
 
     lm-eval Instance ─► token ids ─► Window ─► LoadedModel.score ─► WindowScore ─► (loglik, greedy)
 
-Both engines give log-probabilities of windows, so lm-eval's protocol is written once. Requests
-are sorted by length, so that a batch pads little, and put back in order.
+Both engines give log-probabilities of windows, so lm-eval's protocol is written once. Windows with
+the same beginning are put side by side, so that an engine runs it once, and groups of them in the
+order of their size, so that a batch pads little; results are put back in the requests' order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lm_eval.api.model import TemplateLM
-from lm_eval.models.utils import has_bos_prefix
+from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from llmfit.backends.base import LoadedModel, Progress, no_progress
-from llmfit.decode.base import Window, WindowScore
+from llmfit.decode.base import Decoder, Sampling, Window, WindowScore, common_prefix
 from llmfit.errors import EvaluationError
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
 
 _MAX_NEW_TOKENS = 256  # lm-eval's own default for generate_until
+_GENERATION_KEYS = {"until", "max_gen_toks", "do_sample", "temperature", "top_k", "top_p"}
 
 
 class ModelAdapter(TemplateLM):
     """lm-eval's ``loglikelihood``, ``loglikelihood_rolling`` and ``generate_until`` on our rows.
 
-    Texts are encoded with the tokenizer's own special tokens, as lm-eval's ``hf`` model does by
-    default. Rolling scores encode without them and put one BOS (EOS for models without) before
-    the first window: the same as ``hf`` with ``add_bos_token=False``.
+    The protocol is that of lm-eval's ``hf`` model. A choice is scored after the last tokens of its
+    context that the model can attend to; texts are encoded with the tokenizer's own special
+    tokens. Rolling scores encode without them and put one BOS (EOS for models without) before the
+    first window: ``hf`` with ``add_bos_token=False`` and ``max_length=window``.
     """
 
     def __init__(
@@ -40,13 +43,16 @@ class ModelAdapter(TemplateLM):
         window: int,
         batch_tokens: int,
         progress: Progress = no_progress,
+        known: Mapping[Window, WindowScore] | None = None,
     ) -> None:
+        """Adapt ``model``; windows that ``known`` holds are looked up and not run again."""
         super().__init__()
         self._model = model
         self._progress = progress
         self._batch_tokens = batch_tokens
+        self._known = known or {}
         self.window = min(window, model.context_length)
-        """Ids in one rolling window: one of context, the rest scored."""
+        """Tokens that one rolling window feeds; the last of its ids is only predicted."""
         self.rolling_tokens = 0
         """Tokens scored by ``loglikelihood_rolling`` so far."""
 
@@ -74,11 +80,12 @@ class ModelAdapter(TemplateLM):
         self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
     ) -> list[int]:
         """Token ids; None adds the tokenizer's own special tokens unless the text has its BOS."""
-        tokenizer = self._model.tokenizer
-        if add_special_tokens is None:
-            prefix = tokenizer.decode([self.prefix_token_id])
-            add_special_tokens = not (prefix and has_bos_prefix(string, prefix))
-        return tokenizer.encode(string, special=add_special_tokens)
+        encode = self._model.tokenizer.encode
+        if add_special_tokens is not None:
+            return encode(string, special=add_special_tokens)
+        ids = encode(string)
+        twice = ids[:2] == [self.prefix_token_id] * 2  # the text itself begins with BOS
+        return encode(string, special=False) if twice else ids
 
     def _loglikelihood_tokens(
         self,
@@ -91,18 +98,19 @@ class ModelAdapter(TemplateLM):
         return [(sum(score.logprobs), score.greedy) for score in scores]
 
     def _window(self, context: Sequence[int], continuation: Sequence[int]) -> Window:
-        """Context and continuation as one window; a long context loses its beginning."""
+        """Context and continuation as one window; a long context loses its beginning.
+
+        As in ``hf``, one token more than the model attends to fits: the last is only predicted.
+        """
         if not continuation:
             raise EvaluationError("a continuation has no token to score.")
-        ids = tuple(context) + tuple(continuation)
-        ids = ids[-self.max_length :]
-        start = len(ids) - len(continuation)
-        if start < 1:
+        if len(continuation) > self.max_length:
             raise EvaluationError(
                 f"a continuation of {len(continuation)} tokens does not fit the model's context "
                 f"of {self.max_length}."
             )
-        return Window(ids, start)
+        ids = (*context, *continuation)[-(self.max_length + 1) :]
+        return Window(ids, len(ids) - len(continuation))
 
     def loglikelihood_rolling(
         self, requests: list[Instance], disable_tqdm: bool = False
@@ -114,7 +122,7 @@ class ModelAdapter(TemplateLM):
             pieces = get_rolling_token_windows(
                 token_list=self.tok_encode(request.args[0], add_special_tokens=False),
                 prefix_token=self.prefix_token_id,
-                max_seq_len=self.window - 1,
+                max_seq_len=self.window,
                 context_len=1,
             )
             for piece in pieces:
@@ -128,51 +136,99 @@ class ModelAdapter(TemplateLM):
         return totals
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Greedy continuations, each cut at the first of its stop strings."""
-        return [self._generate(*request.args) for request in requests]
+        """Continuations, each cut at the first of its stop strings; greedy unless asked otherwise.
+
+        Raises EvaluationError for a generation setting that no decoder here has.
+        """
+        texts = []
+        for count, request in enumerate(requests, start=1):
+            texts.append(self._generate(*request.args))
+            self._progress("generate", count, len(requests))
+        return texts
 
     def _generate(self, context: str, settings: dict[str, Any]) -> str:
-        until = settings.get("until") or []
-        stops = [until] if isinstance(until, str) else list(until)
-        limit = int(settings.get("max_gen_toks", _MAX_NEW_TOKENS))
+        options: dict[str, Any] = dict(normalize_gen_kwargs(settings, _MAX_NEW_TOKENS))
+        unknown = sorted(options.keys() - _GENERATION_KEYS)
+        if unknown:
+            raise EvaluationError(
+                f"the task asks for the generation setting {unknown[0]}="
+                f"{options[unknown[0]]!r}, which llmfit's decoders do not have.",
+                hint="a task that needs only " + ", ".join(sorted(_GENERATION_KEYS)),
+            )
+        limit = options["max_gen_toks"]
+        if limit >= self.max_length:
+            raise EvaluationError(
+                f"the task asks for {limit} new tokens, the model's context is {self.max_length}."
+            )
         prompt = self.tok_encode(context)[-(self.max_length - limit) :]
         decoder = self._model.decoder(batch=1, capacity=len(prompt) + limit)
-        produced: list[int] = []
-        text = ""
         try:
-            decoder.prefill([prompt])
-            while len(produced) < limit:
-                (token,) = decoder.tokens()
-                if token == self._model.tokenizer.eos_id:
-                    break
-                produced.append(token)
-                text = self._model.tokenizer.decode(produced)
-                if any(stop in text for stop in stops):
-                    break
-                if len(produced) < limit:
-                    decoder.step()
+            decoder.prefill([prompt], _sampling(options))
+            text = self._continue(decoder, options["until"], limit)
         finally:
             decoder.close()
-        for stop in stops:
-            text = text.split(stop)[0]
+        return str(postprocess_generated_text(text, options["until"], None))
+
+    def _continue(self, decoder: Decoder, until: Sequence[str], limit: int) -> str:
+        """Text of up to ``limit`` tokens, no longer than what the first stop string needs."""
+        tokenizer = self._model.tokenizer
+        stops = [stop for stop in until if stop]
+        ends = {tokenizer.eos_id}
+        for stop in stops:  # a special token has no text: it is known by its id
+            ids = tokenizer.encode(stop, special=False)
+            if len(ids) == 1 and not tokenizer.decode(ids):
+                ends.update(ids)
+        produced: list[int] = []
+        text = ""
+        while len(produced) < limit:
+            if produced:
+                decoder.step()
+            (token,) = decoder.tokens()
+            if token in ends:
+                break
+            produced.append(token)
+            text = tokenizer.decode(produced)
+            if any(stop in text for stop in stops):
+                break
         return text
 
     def _score(self, windows: Sequence[Window], stage: str) -> list[WindowScore]:
-        """Scores in the order of ``windows``, computed from the longest to the shortest.
+        """Scores in the order of ``windows``, each different one that is not known run once."""
+        scores = {window: self._known[window] for window in windows if window in self._known}
+        order = _sorted({window: None for window in windows if window not in scores})
+        done = self._model.score(order, batch_tokens=self._batch_tokens)
+        for count, (window, score) in enumerate(zip(order, done, strict=True), start=1):
+            scores[window] = score
+            if count % 16 == 0 or count == len(order):
+                self._progress(stage, count, len(order))
+        return [scores[window] for window in windows]
 
-        Windows of one context stay together, so that an engine can run the context once.
-        """
-        contexts = [window.ids[: window.score_from] for window in windows]
-        longest: dict[tuple[int, ...], int] = {}
-        for context, window in zip(contexts, windows, strict=True):
-            longest[context] = max(longest.get(context, 0), len(window.ids))
-        order = sorted(range(len(windows)), key=lambda i: (-longest[contexts[i]], contexts[i]))
-        ordered = [windows[index] for index in order]
-        scores: list[WindowScore | None] = [None] * len(windows)
-        total = len(windows)
-        done = self._model.score(ordered, batch_tokens=self._batch_tokens)
-        for count, (index, score) in enumerate(zip(order, done, strict=True), start=1):
-            scores[index] = score
-            if count % 16 == 0 or count == total:
-                self._progress(stage, count, total)
-        return [score for score in scores if score is not None]
+
+def _sampling(options: dict[str, Any]) -> Sampling:
+    if not options["do_sample"]:
+        return Sampling()
+    return Sampling(
+        temperature=float(options["temperature"]),
+        top_k=int(options.get("top_k") or 0),
+        top_p=float(options.get("top_p", 1.0)),
+    )
+
+
+def _sorted(windows: Iterable[Window]) -> list[Window]:
+    """Windows grouped by a beginning that is at least half of each, the largest group first.
+
+    The size of a group is the tokens to run for it when its common beginning is run once.
+    """
+    groups: list[list[Window]] = []
+    sizes: list[int] = []
+    for window in sorted(windows, key=lambda window: window.ids):
+        fed = len(window.ids) - 1
+        common = common_prefix(groups[-1][-1].ids, window.ids) if groups else 0
+        if groups and 2 * common >= min(fed, len(groups[-1][-1].ids) - 1):
+            groups[-1].append(window)
+            sizes[-1] += fed - min(common, fed)
+        else:
+            groups.append([window])
+            sizes.append(fed)
+    order = sorted(range(len(groups)), key=lambda index: -sizes[index])
+    return [window for index in order for window in groups[index]]
