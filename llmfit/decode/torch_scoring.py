@@ -242,13 +242,14 @@ def _head(model: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
 
     The model's ``forward`` runs with its body, which has been run already, handing out ``hidden``.
     """
-    from transformers.modeling_outputs import BaseModelOutputWithPast
+    # The one with ``router_logits``, which mixture-of-experts models read; others do not.
+    from transformers.modeling_outputs import MoeModelOutputWithPast
 
     body: Any = model.base_model
     own = body.__dict__.get("forward")  # only where someone has wrapped the class's method
 
-    def ready(*_: Any, **__: Any) -> BaseModelOutputWithPast:
-        return BaseModelOutputWithPast(last_hidden_state=hidden[None])
+    def ready(*_: Any, **__: Any) -> MoeModelOutputWithPast:
+        return MoeModelOutputWithPast(last_hidden_state=hidden[None])
 
     body.forward = ready
     try:
