@@ -63,6 +63,8 @@ def compare(
     ComparisonInterrupted.
     """
     chosen = _check_backends(backends, checkpoints or {})
+    if llama_cpp_dir is not None and "gguf" not in {split_id(name)[0] for name in chosen}:
+        raise UsageError("a llama.cpp checkout is given, and no row is gguf.", hint="--backends gguf")
     spec = resolve(model)
     asked = workload or Workload()
     may_shorten = workload is None if shorten is None else shorten

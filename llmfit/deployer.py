@@ -78,6 +78,8 @@ class Deployer:
         self._backend = get_backend(backend)
         if checkpoint is not None and not self._backend.takes_checkpoint:
             raise UsageError(f"{backend} takes no checkpoint: it loads the model itself.")
+        if llama_cpp_dir is not None and self._backend.id != "gguf":
+            raise UsageError(f"{backend} is not converted to GGUF: it needs no llama.cpp checkout.")
         spec = resolve(model)
         self.plan = Plan(
             backend=backend,

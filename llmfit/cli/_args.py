@@ -56,6 +56,26 @@ def add_cache_dir(group: argparse._ActionsContainer) -> None:
     )
 
 
+def add_kv_cache_dtype(group: argparse._ActionsContainer) -> None:
+    """Add --kv-cache-dtype to a group of options."""
+    group.add_argument(
+        "--kv-cache-dtype",
+        choices=("q8_0", "q4_0"),
+        help="quantise the KV cache: llama.cpp's own types in gguf rows, transformers' quantised "
+        "cache at 8 or 4 bits in the others (default: 16 bits)",
+    )
+
+
+def add_llama_cpp(group: argparse._ActionsContainer) -> None:
+    """Add --llama-cpp to a group of options."""
+    group.add_argument(
+        "--llama-cpp",
+        type=readable_folder,
+        metavar="DIR",
+        help="a llama.cpp checkout, whose own converter then makes the GGUF",
+    )
+
+
 def whole(least: int, most: int = MAX_COUNT) -> Callable[[str], int]:
     """A parser of whole numbers in ``least`` … ``most``."""
 
@@ -103,6 +123,23 @@ def readable_file(text: str) -> str:
     return str(path)
 
 
+def readable_folder(text: str) -> str:
+    """The path of a folder that is there and can be read."""
+    path = Path(text).expanduser()
+    if not path.is_dir():
+        kind = "is a file, not a folder" if path.exists() else "is not there"
+        raise argparse.ArgumentTypeError(f"the folder {text!r} {kind}")
+    if not os.access(path, os.R_OK | os.X_OK):
+        raise argparse.ArgumentTypeError(f"the folder {text!r} cannot be read: no permission")
+    return str(path)
+
+
+def readable_path(text: str) -> str:
+    """The path of a file or folder that is there and can be read."""
+    is_folder = Path(text).expanduser().is_dir()
+    return readable_folder(text) if is_folder else readable_file(text)
+
+
 def output_file(text: str) -> Path:
     """A path at which a file can be written; its folder has to be there."""
     path = Path(text).expanduser()
@@ -133,6 +170,17 @@ def backend_list(text: str) -> tuple[str, ...]:
     if not all(ids):
         raise argparse.ArgumentTypeError(f"has an empty entry: {text!r}; write e.g. bf16,nf4,gguf")
     return ids
+
+
+def task_list(text: str) -> tuple[str, ...]:
+    """lm-eval task names from ``a,b,c``; whether there are such tasks is for ``compare`` to say."""
+    names = tuple(part.strip() for part in text.split(","))
+    if not all(names):
+        raise argparse.ArgumentTypeError(f"has an empty entry: {text!r}; write e.g. hellaswag,piqa")
+    for name in names:
+        if names.count(name) > 1:
+            raise argparse.ArgumentTypeError(f"names {name!r} twice")
+    return names
 
 
 def checkpoint(text: str) -> tuple[str, str]:

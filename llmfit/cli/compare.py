@@ -6,10 +6,10 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from llmfit.cli import _args
+from llmfit.cli import _args, _compare_options
 from llmfit.cli._console import emit, say, terminal_width, wants_color, write_file
 from llmfit.errors import UsageError
-from llmfit.report import FORMATS, render
+from llmfit.report import render
 
 if TYPE_CHECKING:
     from llmfit.records import Comparison, EvaluationSettings, Workload
@@ -26,6 +26,8 @@ examples:
   llmfit compare meta-llama/Llama-3.1-8B --gpu-gb 8
   llmfit compare ./my-model --backends bf16,nf4,gguf --limit 200
   llmfit compare ./my-model --checkpoint awq=./my-model-awq
+  llmfit compare ./my-model --tasks hellaswag,arc_easy,wikitext
+  llmfit compare ./my-model --ppl-protocol llama.cpp --text-file wiki.test.raw
   llmfit compare --format json --out result.json
 
 A row that cannot run is shown with its reason and does not end the comparison.
@@ -33,7 +35,21 @@ Exit code: 0 when at least one row ran, 1 when none did, 2 for a wrong
 argument, 130 when interrupted (the finished rows are kept and printed).
 """
 
-_EVALUATION_OPTIONS = ("hellaswag_file", "text_file", "limit", "ppl_window")
+_EVALUATION_OPTIONS = (
+    "tasks",
+    "include_path",
+    "hellaswag_file",
+    "text_file",
+    "limit",
+    "ppl_protocol",
+    "ppl_window",
+)
+_NEEDS_TASK = {
+    "hellaswag_file": "hellaswag",
+    "text_file": "wikitext",
+    "ppl_protocol": "wikitext",
+    "ppl_window": "wikitext",
+}
 
 
 def add_parser(verbs: _args.Subparsers[_args.Parser]) -> None:
@@ -58,11 +74,11 @@ def add_parser(verbs: _args.Subparsers[_args.Parser]) -> None:
         metavar="A,B",
         help="only these rows, in this order, e.g. bf16,nf4,gguf:q3_k_m (default: all eight)",
     )
-    _add_workload(parser)
-    _add_machine(parser)
-    _add_quality(parser)
-    _add_artifacts(parser)
-    _add_output(parser)
+    _compare_options.add_workload(parser)
+    _compare_options.add_machine(parser)
+    _compare_options.add_quality(parser)
+    _compare_options.add_artifacts(parser)
+    _compare_options.add_output(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -92,6 +108,8 @@ def run(args: argparse.Namespace) -> int:
                 time_limit_s=args.time_limit,
                 observer=watching,
                 command=args.command,
+                kv_cache_dtype=args.kv_cache_dtype,
+                llama_cpp_dir=args.llama_cpp,
             )
     except ComparisonInterrupted as exc:
         _publish(exc.comparison, args)
@@ -142,146 +160,23 @@ def _evaluation(args: argparse.Namespace) -> EvaluationSettings | None:
     given = {name: value for name in _EVALUATION_OPTIONS if (value := getattr(args, name))}
     if not args.eval:
         if given:
-            flag = "--" + next(iter(given)).replace("_", "-")
-            raise UsageError(f"--no-eval scores nothing, so {flag} means nothing.", hint="drop one")
+            raise UsageError(
+                f"--no-eval scores nothing, so {_flag(next(iter(given)))} means nothing.",
+                hint="drop one",
+            )
         return None
+    tasks = given.get("tasks", EvaluationSettings().tasks)
+    for name, task in _NEEDS_TASK.items():
+        if name in given and task not in tasks:
+            raise UsageError(
+                f"{_flag(name)} means nothing, as --tasks does not name {task}.", hint="drop one"
+            )
+    if args.include_path and args.tasks is None:
+        raise UsageError(
+            "--include-path means nothing without --tasks.", hint="--tasks NAME of a task there"
+        )
     return EvaluationSettings(**given)
 
 
-# ---------------------------------------------------------------- options
-
-
-def _add_workload(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("what is timed")
-    group.add_argument(
-        "--prompt-tokens",
-        type=_args.whole(1),
-        metavar="N",
-        help="length of the prompt (default: 512, less where the model's context is shorter)",
-    )
-    group.add_argument(
-        "--new-tokens",
-        type=_args.whole(2),
-        metavar="N",
-        help="tokens to generate, 2 or more (default: 128, likewise)",
-    )
-    group.add_argument(
-        "--batch",
-        type=_args.whole(1),
-        default=1,
-        metavar="N",
-        help="sequences at once (default: %(default)s)",
-    )
-    group.add_argument(
-        "--repeats",
-        type=_args.whole(1),
-        default=5,
-        metavar="N",
-        help="timed runs; fewer than 5 leave a wide interval (default: %(default)s)",
-    )
-    group.add_argument(
-        "--warmup",
-        type=_args.whole(0),
-        default=1,
-        metavar="N",
-        help="runs before the timed ones (default: %(default)s)",
-    )
-
-
-def _add_machine(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("machine")
-    group.add_argument(
-        "--gpu-gb",
-        type=_args.number(above=0),
-        metavar="G",
-        help="GPU memory to stay within, in GB of 10^9 bytes (default: all of it)",
-    )
-    _args.add_machine(group, where="where the PyTorch rows run")
-    group.add_argument(
-        "--seed",
-        type=_args.whole(0, _args.MAX_SEED),
-        default=0,
-        metavar="N",
-        help="seed of the prompt and of calibration (default: %(default)s)",
-    )
-    group.add_argument(
-        "--time-limit",
-        type=_args.number(above=0),
-        default=3600,
-        metavar="SECONDS",
-        help="a row that takes longer has failed (default: %(default)s)",
-    )
-
-
-def _add_quality(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("quality")
-    group.add_argument(
-        "--hellaswag-file",
-        type=_args.readable_file,
-        metavar="FILE",
-        help="questions in HellaSwag's JSON-lines form (default: the embedded questions for "
-        "the embedded model, else lm-eval's hellaswag from the hub)",
-    )
-    group.add_argument(
-        "--text-file",
-        type=_args.readable_file,
-        metavar="FILE",
-        help="text for perplexity (default: the embedded text, else lm-eval's wikitext)",
-    )
-    group.add_argument(
-        "--limit",
-        type=_args.whole(1),
-        metavar="N",
-        help="score only the first N questions and N texts (default: all)",
-    )
-    group.add_argument(
-        "--ppl-window",
-        type=_args.whole(2),
-        metavar="N",
-        help="tokens per perplexity window (default: 2048, or the model's limit)",
-    )
-    group.add_argument(
-        "--no-eval", dest="eval", action="store_false", help="measure memory and speed only"
-    )
-
-
-def _add_artifacts(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("quantised artifacts")
-    group.add_argument(
-        "--checkpoint",
-        action="append",
-        default=[],
-        type=_args.checkpoint,
-        metavar="ID=PATH_OR_ID",
-        help="a ready gptq, awq or gguf checkpoint instead of quantising here; may be repeated",
-    )
-    group.add_argument(
-        "--calibration",
-        type=_args.readable_file,
-        metavar="FILE",
-        help="text for GPTQ and AWQ calibration (default: the embedded text)",
-    )
-    _args.add_cache_dir(group)
-
-
-def _add_output(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("output")
-    group.add_argument(
-        "--format",
-        choices=FORMATS,
-        default="table",
-        help="form of the result (default: %(default)s)",
-    )
-    group.add_argument(
-        "--out",
-        type=_args.output_file,
-        metavar="FILE",
-        help="write the result here in that form, and the table to stdout",
-    )
-    group.add_argument(
-        "--runs-dir",
-        type=_args.folder,
-        metavar="DIR",
-        help="where each finished row is kept (default: the user's data folder)",
-    )
-    group.add_argument("--quiet", action="store_true", help="no progress on stderr")
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")

@@ -81,6 +81,8 @@ def run(args: argparse.Namespace) -> int:
         threads=args.threads,
         seed=args.seed,
         cache_dir=args.cache_dir,
+        kv_cache_dtype=args.kv_cache_dtype,
+        llama_cpp_dir=args.llama_cpp,
     )
     with _loading(deployer) as loaded:
         result = loaded.generate(prompt, max_new_tokens=args.max_new_tokens, sampling=sampling)
@@ -188,4 +190,6 @@ def _add_loading(parser: argparse.ArgumentParser) -> None:
         help="a ready checkpoint of a gptq, awq or gguf backend (default: quantised here)",
     )
     _args.add_machine(group, where="where to run")
+    _args.add_kv_cache_dtype(group)
+    _args.add_llama_cpp(group)
     _args.add_cache_dir(group)

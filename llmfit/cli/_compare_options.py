@@ -1,0 +1,168 @@
+"""The options of ``llmfit compare``, in the groups of its help."""
+
+from __future__ import annotations
+
+import argparse
+
+from llmfit.cli import _args
+from llmfit.report import FORMATS
+
+
+def add_workload(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("what is timed")
+    group.add_argument(
+        "--prompt-tokens",
+        type=_args.whole(1),
+        metavar="N",
+        help="length of the prompt (default: 512, less where the model's context is shorter)",
+    )
+    group.add_argument(
+        "--new-tokens",
+        type=_args.whole(2),
+        metavar="N",
+        help="tokens to generate, 2 or more (default: 128, likewise)",
+    )
+    group.add_argument(
+        "--batch",
+        type=_args.whole(1),
+        default=1,
+        metavar="N",
+        help="sequences at once (default: %(default)s)",
+    )
+    group.add_argument(
+        "--repeats",
+        type=_args.whole(1),
+        default=5,
+        metavar="N",
+        help="timed runs; fewer than 5 leave a wide interval (default: %(default)s)",
+    )
+    group.add_argument(
+        "--warmup",
+        type=_args.whole(0),
+        default=1,
+        metavar="N",
+        help="runs before the timed ones (default: %(default)s)",
+    )
+
+
+def add_machine(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("machine")
+    group.add_argument(
+        "--gpu-gb",
+        type=_args.number(above=0),
+        metavar="G",
+        help="GPU memory to stay within, in GB of 10^9 bytes (default: all of it)",
+    )
+    _args.add_machine(group, where="where the PyTorch rows run")
+    _args.add_kv_cache_dtype(group)
+    group.add_argument(
+        "--seed",
+        type=_args.whole(0, _args.MAX_SEED),
+        default=0,
+        metavar="N",
+        help="seed of the prompt and of calibration (default: %(default)s)",
+    )
+    group.add_argument(
+        "--time-limit",
+        type=_args.number(above=0),
+        default=3600,
+        metavar="SECONDS",
+        help="a row that takes longer has failed (default: %(default)s)",
+    )
+
+
+def add_quality(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("quality")
+    group.add_argument(
+        "--tasks",
+        type=_args.task_list,
+        metavar="A,B",
+        help="lm-eval tasks or groups to score; wikitext stands for everything measured on the "
+        "text: perplexity and divergence (default: hellaswag,wikitext)",
+    )
+    group.add_argument(
+        "--include-path",
+        type=_args.readable_folder,
+        metavar="DIR",
+        help="folder with task definitions (YAML) of your own, for --tasks",
+    )
+    group.add_argument(
+        "--hellaswag-file",
+        type=_args.readable_path,
+        metavar="PATH",
+        help="questions in HellaSwag's JSON-lines form, or a folder of the datasets library "
+        "(default: the embedded questions for the embedded model, else lm-eval's hellaswag "
+        "from the hub or its cache)",
+    )
+    group.add_argument(
+        "--text-file",
+        type=_args.readable_path,
+        metavar="PATH",
+        help="text for perplexity and divergence, or a folder of the datasets library (default: "
+        "the embedded text, else lm-eval's wikitext)",
+    )
+    group.add_argument(
+        "--limit",
+        type=_args.whole(1),
+        metavar="N",
+        help="score only the first N items of each task and N texts (default: all)",
+    )
+    group.add_argument(
+        "--ppl-protocol",
+        choices=("window", "llama.cpp"),
+        help="window: every token scored once; llama.cpp: the second half of each window, for "
+        "comparing with its published tables (default: window)",
+    )
+    group.add_argument(
+        "--ppl-window",
+        type=_args.whole(2),
+        metavar="N",
+        help="tokens per perplexity window (default: 2048, for llama.cpp's protocol 512, or the "
+        "model's limit)",
+    )
+    group.add_argument(
+        "--no-eval", dest="eval", action="store_false", help="measure memory and speed only"
+    )
+
+
+def add_artifacts(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("quantised artifacts")
+    group.add_argument(
+        "--checkpoint",
+        action="append",
+        default=[],
+        type=_args.checkpoint,
+        metavar="ID=PATH_OR_ID",
+        help="a ready gptq, awq or gguf checkpoint instead of quantising here; may be repeated",
+    )
+    group.add_argument(
+        "--calibration",
+        type=_args.readable_file,
+        metavar="FILE",
+        help="text for GPTQ and AWQ calibration (default: the embedded text)",
+    )
+    _args.add_llama_cpp(group)
+    _args.add_cache_dir(group)
+
+
+def add_output(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("output")
+    group.add_argument(
+        "--format",
+        choices=FORMATS,
+        default="table",
+        help="form of the result (default: %(default)s)",
+    )
+    group.add_argument(
+        "--out",
+        type=_args.output_file,
+        metavar="FILE",
+        help="write the result here in that form, and the table to stdout",
+    )
+    group.add_argument(
+        "--runs-dir",
+        type=_args.folder,
+        metavar="DIR",
+        help="where each finished row is kept (default: the user's data folder)",
+    )
+    group.add_argument("--quiet", action="store_true", help="no progress on stderr")
