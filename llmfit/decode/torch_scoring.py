@@ -171,7 +171,7 @@ def _score_batch(
     windows = [window for row in batch for window in row.windows]
     wanted = [token for window in windows for token in window.ids[window.score_from :]]
     picked = hidden.flatten(0, 1)[torch.tensor(reads, device=hidden.device)]  # [S, H]
-    logprobs, top = _score_tokens(model, picked, torch.tensor(wanted, device=hidden.device), visit)
+    logprobs, top = score_tokens(model, picked, torch.tensor(wanted, device=hidden.device), visit)
     start = 0
     for window in windows:
         end = start + len(window.ids) - window.score_from
@@ -218,7 +218,7 @@ def _shared_mask(own_start: torch.Tensor, shared: torch.Tensor, dtype: torch.dty
     return mask.masked_fill(~seen, torch.finfo(dtype).min)[:, None]
 
 
-def _score_tokens(
+def score_tokens(
     model: nn.Module, hidden: torch.Tensor, wanted: torch.Tensor, visit: LogitsVisitor | None
 ) -> tuple[list[float], list[bool]]:
     """Log-probability of each of ``wanted`` int[S] after ``hidden`` [S, H]; is it highest?"""
