@@ -25,7 +25,7 @@ from llmfit.device import physical_cores, restart_peak
 from llmfit.errors import EvaluationError, ModelLoadError, ModelNotFound, UsageError
 from llmfit.quantize.cache import ArtifactCache
 from llmfit.quantize.gguf import DEFAULT_TYPE, FILE_TYPES, make_gguf
-from llmfit.quantize.gguf_shape import ARCHITECTURES
+from llmfit.quantize.gguf_architectures import ARCHITECTURES
 from llmfit.quantize.gguf_types import fallback_note, read_types
 from llmfit.records import Kernel, ModelSpec, Plan
 

@@ -3,34 +3,34 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llmfit.errors import ModelLoadError, ModelNotFound
+from llmfit.quantize.gguf_architectures import ARCHITECTURES, Architecture
 
-ARCHITECTURES: Mapping[str, str] = {
-    "LlamaForCausalLM": "llama",
-    # llama.cpp computes Mistral as a Llama.
-    "MistralForCausalLM": "llama",
-    "Qwen2ForCausalLM": "qwen2",
-    "Qwen3ForCausalLM": "qwen3",
-}
-"""Class name in config.json to llama.cpp's architecture."""
+_OTHER_WAYS = (
+    "--checkpoint gguf=FILE with a GGUF file of this model made elsewhere, or --llama-cpp DIR "
+    "with a llama.cpp checkout whose converter knows it"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GgufShape:
     """What the GGUF metadata says of a model, from config.json."""
 
-    architecture: str
+    architecture: Architecture
     layers: int
     hidden: int
     intermediate: int
     heads: int
     kv_heads: int
     head_dim: int
+    rotary_dim: int
+    """Dimensions of each head that are rotated, from its first."""
     vocab_size: int
     context_length: int
     rms_norm_eps: float
@@ -38,6 +38,13 @@ class GgufShape:
     rope_theta: float
     rope: Mapping[str, Any]
     """The rope scaling's settings; ``rope_type`` "default" where there is none."""
+    rope_local_theta: float | None = None
+    """Of the layers with a sliding window, where it is another one."""
+    sliding_window: int | None = None
+    sliding_layers: tuple[bool, ...] = ()
+    softcaps: Mapping[str, float]
+    experts: int | None = None
+    experts_used: int | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -49,27 +56,25 @@ def read_shape(folder: Path) -> GgufShape:
         raise ModelLoadError(
             f"no GGUF converter for the architecture {name}; supported are "
             f"{', '.join(ARCHITECTURES)}.",
-            hint="--checkpoint gguf=FILE with a GGUF file of this model made elsewhere",
+            hint=_OTHER_WAYS,
         )
+    architecture = ARCHITECTURES[name]
+    # Of a multimodal model the words at the top say what holds for all of it.
+    text = {**config, **config.get("text_config", {})} if architecture.text_part else config
     try:
-        return _shape_of(config, ARCHITECTURES[name])
+        return _shape_of({**architecture.defaults, **text}, architecture)
     except KeyError as exc:
         raise ModelLoadError(f"{folder / 'config.json'} has no {exc.args[0]!r}.") from exc
 
 
-def _shape_of(config: dict[str, Any], architecture: str) -> GgufShape:
+def _shape_of(config: dict[str, Any], architecture: Architecture) -> GgufShape:
     hidden, heads = config["hidden_size"], config["num_attention_heads"]
-    head_dim = config.get("head_dim") or (128 if architecture == "qwen3" else hidden // heads)
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    head_dim = config.get("head_dim") or hidden // heads
+    rope, local_theta = _rope_of(config, architecture)
     context, notes = _context_length(config, architecture)
-    refuse(config.get("hidden_act", "silu") != "silu", f"hidden_act {config.get('hidden_act')!r}")
-    partial = rope.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0))
-    refuse(partial != 1.0, f"partial_rotary_factor {partial}")
-    refuse(
-        architecture == "qwen2" and head_dim * heads != hidden,
-        f"{heads} heads of {head_dim} at hidden size {hidden} (for Qwen2)",
-    )
-    return GgufShape(
+    if architecture.text_part:
+        notes += ("of the multimodal model, the language model alone is in the GGUF file",)
+    shape = GgufShape(
         architecture=architecture,
         layers=config["num_hidden_layers"],
         hidden=hidden,
@@ -77,23 +82,145 @@ def _shape_of(config: dict[str, Any], architecture: str) -> GgufShape:
         heads=heads,
         kv_heads=config.get("num_key_value_heads") or heads,
         head_dim=head_dim,
+        rotary_dim=int(head_dim * rope["partial_rotary_factor"]),
         vocab_size=config["vocab_size"],
         context_length=context,
         rms_norm_eps=config.get("rms_norm_eps", 1e-6),
         tied=bool(config.get("tie_word_embeddings", False)),
-        rope_theta=float(rope.get("rope_theta") or config.get("rope_theta") or 10_000.0),
-        rope={**rope, "rope_type": rope.get("rope_type") or rope.get("type") or "default"},
-        notes=notes,
+        rope_theta=rope["rope_theta"],
+        rope=rope,
+        rope_local_theta=local_theta,
+        sliding_window=config.get("sliding_window") if architecture.full_attention_every else None,
+        sliding_layers=_sliding_layers(config, architecture),
+        softcaps={key: config[key] for key in architecture.softcaps if config.get(key)},
+        experts=config.get("num_local_experts"),
+        experts_used=config.get("num_experts_per_tok"),
+        notes=notes + _longrope_notes(rope, context),
+    )
+    _require_computable(config, shape)
+    return shape
+
+
+def _require_computable(config: dict[str, Any], shape: GgufShape) -> None:
+    """Refuse what llama.cpp's graph of this architecture does in another way or not at all."""
+    architecture = shape.architecture
+    activation = config.get("hidden_activation") or config.get("hidden_act")
+    partial, kind = shape.rope["partial_rotary_factor"], shape.rope["rope_type"]
+    refuse(
+        activation not in (None, architecture.activation),
+        f"the activation function {activation!r}",
+    )
+    refuse(
+        partial != 1.0 and not architecture.partial_rope,
+        f"partial_rotary_factor {partial}",
+    )
+    refuse(kind not in architecture.rope_types, f"rope scaling {dict(shape.rope)}")
+    refuse(
+        architecture.square_attention and shape.head_dim * shape.heads != shape.hidden,
+        f"{shape.heads} heads of {shape.head_dim} at hidden size {shape.hidden} "
+        f"(for {architecture.name})",
+    )
+    refuse(architecture.must_tie and not shape.tied, "an output matrix apart from the embedding")
+    refuse(bool(config.get("use_bidirectional_attention")), "attention to later tokens")
+    refuse(
+        architecture.full_attention_every is not None and not shape.sliding_window,
+        f"sliding_window {shape.sliding_window}",
+    )
+    for cap in ("attn_logit_softcapping", "final_logit_softcapping"):
+        value = config.get(cap)
+        if cap not in architecture.softcaps:
+            refuse(value is not None, f"{cap} {value}")
+        elif architecture.softcaps[cap]:
+            refuse(not value, f"{cap} {value}")
+    _require_query_scale(config, shape)
+
+
+def _require_query_scale(config: dict[str, Any], shape: GgufShape) -> None:
+    """llama.cpp scales queries by a number that it knows, and reads none from the file."""
+    if "query_pre_attn_scalar" not in shape.architecture.defaults:
+        return
+    by_width = shape.layers == shape.architecture.scaled_by_width
+    computed = shape.hidden // shape.heads if by_width else shape.head_dim
+    asked = config["query_pre_attn_scalar"]
+    refuse(asked != computed, f"query_pre_attn_scalar {asked} (it computes with {computed})")
+
+
+def _rope_of(
+    config: dict[str, Any], architecture: Architecture
+) -> tuple[dict[str, Any], float | None]:
+    """Rope settings in one form, and the base of the layers with a sliding window."""
+    given = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    local_theta = config.get("rope_local_base_freq") if architecture.full_attention_every else None
+    if "full_attention" in given:
+        local = given.get("sliding_attention", {})
+        refuse(local.get("rope_type", "default") != "default", f"rope scaling {local}")
+        local_theta = local.get("rope_theta", local_theta)
+        given = given["full_attention"]
+    rope = {
+        "rope_theta": config.get("rope_theta") or 10_000.0,
+        "partial_rotary_factor": config.get("partial_rotary_factor") or 1.0,
+        "original_max_position_embeddings": config.get("original_max_position_embeddings"),
+        **{key: value for key, value in given.items() if value is not None},
+        "rope_type": given.get("rope_type") or given.get("type") or "default",
+    }
+    rope["rope_theta"] = float(rope["rope_theta"])
+    if architecture.name == "phi3":
+        _prepare_longrope(rope, config)
+    return rope, None if local_theta is None else float(local_theta)
+
+
+def _prepare_longrope(rope: dict[str, Any], config: dict[str, Any]) -> None:
+    """Fill in what Phi-3's scaling leaves to be computed.
+
+    Source: the LongRoPE paper: cosines and sines are multiplied by
+    √(1 + ln(longest / trained) / ln(trained)).
+    """
+    if rope["rope_type"] not in ("longrope", "su", "yarn") or "long_factor" not in rope:
+        return
+    rope["rope_type"] = "longrope"  # its names before transformers 4.45 and after
+    trained = rope["original_max_position_embeddings"]
+    stretch = rope.get("factor") or config["max_position_embeddings"] / trained
+    if rope.get("attention_factor") is None:
+        rope["attention_factor"] = (
+            math.sqrt(1 + math.log(stretch) / math.log(trained)) if stretch > 1 else 1.0
+        )
+
+
+def _longrope_notes(rope: Mapping[str, Any], context: int) -> tuple[str, ...]:
+    trained = rope["original_max_position_embeddings"]
+    if rope["rope_type"] != "longrope" or context <= trained:
+        return ()
+    return (
+        "llama.cpp takes the rotary factors for long texts when there is room for more than "
+        f"{trained} tokens, the model itself when a text has more",
     )
 
 
-def _context_length(config: dict[str, Any], architecture: str) -> tuple[int, tuple[str, ...]]:
-    """Tokens over which llama.cpp's full attention equals the model's own."""
+def _sliding_layers(config: dict[str, Any], architecture: Architecture) -> tuple[bool, ...]:
+    """Which layers slide; () where llama.cpp's own pattern says the same, or none slides."""
+    every = architecture.full_attention_every
+    if every is None:
+        return ()
+    layers = range(config["num_hidden_layers"])
+    usual = tuple((layer + 1) % every != 0 for layer in layers)
+    kinds = config.get("layer_types")
+    if kinds:
+        slides = tuple(kind == "sliding_attention" for kind in kinds)
+    else:
+        given = config.get("sliding_window_pattern") or every
+        slides = tuple((layer + 1) % given != 0 for layer in layers)
+    return () if slides == usual else slides
+
+
+def _context_length(
+    config: dict[str, Any], architecture: Architecture
+) -> tuple[int, tuple[str, ...]]:
+    """Tokens over which llama.cpp's attention equals the model's own."""
     context = int(config["max_position_embeddings"])
     window = config.get("sliding_window")
-    if architecture.startswith("qwen") and not config.get("use_sliding_window", False):
+    if architecture.name.startswith("qwen") and not config.get("use_sliding_window", False):
         window = None
-    if window is None or window >= context:
+    if architecture.full_attention_every or window is None or window >= context:
         return context, ()
     return int(window), (
         f"sliding-window attention: the context is held to the window of {window} tokens, "
@@ -120,6 +247,5 @@ def refuse(condition: bool, what: str) -> None:
     """Raise ModelLoadError naming ``what`` where ``condition`` holds."""
     if condition:
         raise ModelLoadError(
-            f"llama.cpp's computation of this model has no place for {what}.",
-            hint="--checkpoint gguf=FILE with a GGUF file of this model made elsewhere",
+            f"llama.cpp's computation of this model has no place for {what}.", hint=_OTHER_WAYS
         )
