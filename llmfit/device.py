@@ -1,4 +1,4 @@
-"""The machine: the only user of torch.cuda, of /proc and of psutil.
+"""The machine: the only user of torch.cuda, and with ``conditions.py`` of NVML, /proc and psutil.
 
 Memory is in bytes, time in seconds. On a CPU the resident set stands for memory, on a GPU the
 allocator's own figures do, with what the driver gave to the process beside them.
@@ -14,6 +14,7 @@ import time
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from llmfit.errors import UsageError
@@ -21,7 +22,8 @@ from llmfit.records import Device, Environment
 
 _PACKAGES = (
     "llmfit", "torch", "transformers", "accelerate", "bitsandbytes", "GPTQModel", "optimum",
-    "llama-cpp-python", "gguf", "lm_eval", "tokenizers", "numpy",
+    "llama-cpp-python", "gguf", "compressed-tensors", "hqq", "optimum-quanto", "lm_eval",
+    "datasets", "tokenizers", "numpy", "scipy",
 )  # fmt: skip
 
 
@@ -203,24 +205,60 @@ class MemoryMeter:
         )
 
 
-def driver_used_bytes() -> int | None:
-    """GPU memory that the driver gave to this process; None where it does not tell."""
+def nvml_device() -> tuple[ModuleType, Any] | None:
+    """NVML's module and its handle of torch's present GPU; None where NVML is not to be had."""
     import torch
 
+    nvml = _nvml()
+    if nvml is None:
+        return None
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    try:
+        return nvml, nvml.nvmlDeviceGetHandleByUUID(f"GPU-{properties.uuid}".encode())
+    except nvml.NVMLError:
+        return None
+
+
+def _nvml() -> ModuleType | None:
+    """The module of NVML, begun; None without its package or without NVIDIA's driver."""
     try:
         import pynvml
     except ImportError:
         return None
     try:
         pynvml.nvmlInit()
-        properties = torch.cuda.get_device_properties(torch.cuda.current_device())
-        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{properties.uuid}".encode())
-        for process in pynvml.nvmlDeviceGetComputeRunningProcesses(handle):
-            if process.pid == os.getpid() and process.usedGpuMemory is not None:
-                return int(process.usedGpuMemory)
     except pynvml.NVMLError:
         return None
+    module: ModuleType = pynvml
+    return module
+
+
+def driver_used_bytes() -> int | None:
+    """GPU memory that the driver gave to this process; None where it does not tell."""
+    found = nvml_device()
+    if found is None:
+        return None
+    nvml, handle = found
+    try:
+        processes = nvml.nvmlDeviceGetComputeRunningProcesses(handle)
+    except nvml.NVMLError:
+        return None
+    for process in processes:
+        if process.pid == os.getpid() and process.usedGpuMemory is not None:
+            return int(process.usedGpuMemory)
     return None
+
+
+def driver_version() -> str | None:
+    """Version of NVIDIA's driver; None without one, or where NVML is not to be had."""
+    nvml = _nvml()
+    if nvml is None:
+        return None
+    try:
+        told = nvml.nvmlSystemGetDriverVersion()
+    except nvml.NVMLError:
+        return None
+    return told.decode() if isinstance(told, bytes) else str(told)
 
 
 def cap_gpu_memory(budget_bytes: int) -> None:
@@ -267,6 +305,7 @@ def environment() -> Environment:
         gpu=gpu,
         gpu_memory_bytes=memory,
         cuda=torch.version.cuda if gpu else None,
+        driver=driver_version() if gpu else None,
         packages=packages,
     )
 

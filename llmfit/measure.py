@@ -15,10 +15,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from llmfit.backends.base import LoadedModel, Progress, no_progress
+from llmfit.conditions import read_conditions
 from llmfit.decode.base import Decoder
 from llmfit.device import Marks, synchronize
 from llmfit.errors import UsageError
 from llmfit.records import Decode, Device, Latency, Measurement, Prefill, Workload
+from llmfit.reliability import measurement_warnings
 from llmfit.stats import percentile, sampled
 
 
@@ -69,22 +71,29 @@ def measure(
 ) -> Measurement:
     """Time prefill and decode: warm-ups first, then ``workload.repeats`` runs, all raw times kept.
 
+    What puts the times in doubt, in the samples or on the machine, comes as ``warnings``.
     Raises UsageError where the workload exceeds the model's context.
     """
     check_workload(workload, model.context_length)
     prompts = random_prompts(workload, model.vocab_size, seed)
     capacity = workload.prompt_tokens + workload.new_tokens
     decoder = model.decoder(batch=workload.batch, capacity=capacity)
-    runs: list[tuple[float, ...]] = []
     total = workload.warmup + workload.repeats
+
+    def run(index: int) -> tuple[float, ...]:
+        progress("measure", index, total)
+        return _run_once(decoder, prompts, workload.new_tokens, device)
+
     try:
-        for index in range(total):
-            progress("measure", index, total)
-            runs.append(_run_once(decoder, prompts, workload.new_tokens, device))
+        warm = [run(index) for index in range(workload.warmup)]
+        before = read_conditions(device)
+        timed = [run(index) for index in range(workload.warmup, total)]
+        after = read_conditions(device)
         progress("measure", total, total)
     finally:
         decoder.close()
-    return _summarise(runs, workload)
+    timing = _summarise(warm, timed, workload)
+    return replace(timing, warnings=measurement_warnings(timing.decode.tokens_per_s, before, after))
 
 
 def _run_once(
@@ -102,8 +111,9 @@ def _run_once(
     return marks.seconds()
 
 
-def _summarise(runs: Sequence[tuple[float, ...]], workload: Workload) -> Measurement:
-    warm, timed = runs[: workload.warmup], runs[workload.warmup :]
+def _summarise(
+    warm: Sequence[tuple[float, ...]], timed: Sequence[tuple[float, ...]], workload: Workload
+) -> Measurement:
     steps = tuple(run[1:] for run in timed)
     flat = sorted(second for run in steps for second in run)
     new = workload.batch * (workload.new_tokens - 1)

@@ -226,6 +226,7 @@ class Measurement:
     ttft_s: Sampled
     warmup_s: tuple[float, ...]
     """Wall time of each warm-up run; the first includes compilation."""
+    warnings: tuple[MeasurementWarning, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,6 +14,7 @@ import threading
 import time
 from dataclasses import replace
 from datetime import UTC, datetime
+from importlib import import_module
 from statistics import median
 from typing import BinaryIO
 
@@ -58,6 +59,7 @@ def run_plan(plan: Plan, progress: Progress) -> RunRecord:
     backend = get_backend(plan.backend)
     progress("import", 0, 0)
     backend.prepare(plan)
+    import_module("scipy.stats")  # judges the samples before the peak memory is read
     meter = MemoryMeter(plan.device)
     deployer = Deployer.from_plan(plan)
     try:
@@ -105,6 +107,7 @@ def _benchmark(
         prefill=timing.prefill,
         ttft_s=timing.ttft_s,
         warmup_s=timing.warmup_s,
+        warnings=timing.warnings,
         compile_s=_compile_s(timing) if record.backend == "compiled" else None,
         memory=_memory(record, meter.read()),
     )
