@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -16,11 +17,13 @@ from llmfit.backends.base import (
     no_progress,
 )
 from llmfit.decode.base import GREEDY, Decoder, LogitsVisitor, Sampling, Window, WindowScore
+from llmfit.planning.quality import attach_differences
 from llmfit.planning.recommend import recommend
 from llmfit.records import (
     Comparison,
     Decode,
     Device,
+    Divergence,
     Environment,
     HellaSwag,
     Kernel,
@@ -33,7 +36,7 @@ from llmfit.records import (
     RunRecord,
     Workload,
 )
-from llmfit.stats import sampled
+from llmfit.stats import ratio_interval, sampled
 
 GB = 10**9
 
@@ -71,13 +74,16 @@ def make_record(
     acc_norm: float | None = 0.8,
     perplexity: float | None = 6.14,
     n: int = 1000,
+    kl_divergence: float | None = None,
     **changes: Any,
 ) -> RunRecord:
     """An ok row with these figures; ``changes`` replace any field of the record.
 
     Five decode rates lie evenly within ``tokens_per_s`` × (1 ± ``spread``). The first
     ``acc_norm`` × ``n`` items are answered correctly, so two rows are paired on the same items.
-    None for ``acc_norm`` or ``perplexity`` leaves that one unmeasured.
+    The text has 50 blocks; two backends' losses on a block differ by noise, which moves their
+    perplexities' ratio by 0.1 %. None for ``acc_norm``, ``perplexity`` or ``kl_divergence``
+    leaves that one unmeasured.
     """
     rates = [tokens_per_s * (1 + spread * offset) for offset in (-1.0, -0.5, 0.0, 0.5, 1.0)]
     steps = tuple(tuple([1 / rate] * 4) for rate in rates)
@@ -110,7 +116,10 @@ def make_record(
         load_s=3.2,
         total_s=61.0,
         hellaswag=None if acc_norm is None else _hellaswag(acc_norm, n),
-        perplexity=None if perplexity is None else _perplexity(perplexity),
+        perplexity=None if perplexity is None else _perplexity(backend, perplexity),
+        kl_divergence=kl_divergence,
+        top1_agreement=None if kl_divergence is None else 0.97,
+        divergence=None if kl_divergence is None else _divergence(kl_divergence),
     )
     return replace(record, **changes)
 
@@ -118,14 +127,15 @@ def make_record(
 def make_comparison(
     rows: Sequence[RunRecord], *, budget_bytes: int | None = None, **changes: Any
 ) -> Comparison:
-    """A Comparison of ``rows`` with the real verdict; ``changes`` replace its fields."""
+    """A Comparison of ``rows``, differences and verdict real; ``changes`` replace its fields."""
+    rows = attach_differences(rows)
     on_gpu = any(row.device == "cuda" for row in rows)
     comparison = Comparison(
         run_id="20260102-030405-abcdef",
         model=make_model(),
         workload=Workload(),
         budget_bytes=budget_bytes,
-        rows=tuple(rows),
+        rows=rows,
         verdict=recommend(rows, budget_bytes=budget_bytes),
         environment=Environment(
             platform="Linux-6.1-x86_64",
@@ -155,8 +165,39 @@ def _hellaswag(acc_norm: float, n: int) -> HellaSwag:
     )
 
 
-def _perplexity(token: float) -> Perplexity:
-    return Perplexity(token=token, protocol="window 2048, stride 2048, BOS", n_tokens=100_000)
+def _perplexity(backend: str, token: float) -> Perplexity:
+    """50 blocks of 2,000 tokens, harder and easier ones, alike for every backend but for noise."""
+    text, noise = random.Random(0), random.Random(backend)
+    block_tokens = (2000,) * 50
+    losses = [math.log(token) + text.gauss(0, 0.1) + noise.gauss(0, 0.003) for _ in block_tokens]
+    surplus = sum(losses) / len(losses) - math.log(token)
+    block_nll = tuple((loss - surplus) * 2000 for loss in losses)
+    interval = ratio_interval(block_nll, block_tokens)
+    return Perplexity(
+        token=token,
+        protocol="window 2048, stride 2048, BOS",
+        n_tokens=sum(block_tokens),
+        low=None if interval is None else math.exp(interval[0]),
+        high=None if interval is None else math.exp(interval[1]),
+        block_nll=block_nll,
+        block_tokens=block_tokens,
+        n_documents=1,
+    )
+
+
+def _divergence(mean: float) -> Divergence:
+    return Divergence(
+        reference="bf16",
+        n_tokens=100_000,
+        mean=mean,
+        low=0.9 * mean,
+        high=1.1 * mean,
+        median=mean / 2,
+        p99=8 * mean,
+        top1_agreement=0.97,
+        top1_low=0.969,
+        top1_high=0.971,
+    )
 
 
 class ByteTokenizer(Tokenizer):

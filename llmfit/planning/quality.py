@@ -1,64 +1,99 @@
-"""Is a row's quality still that of the reference? Used by the verdict and by the tables."""
+"""Is a row's quality still that of the reference? Used by the verdict and by the tables.
+
+Every judgement is made on the 95 % interval of a paired difference. An interval that holds 0 is a
+tie. A row loses quality where even the interval's better end is worse than the tolerance; so what
+the data do not show does not count against a row.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
-from llmfit.records import Difference, HellaSwag, Perplexity, RunRecord
-from llmfit.stats import paired_difference, unpaired_difference
+from llmfit.planning.comparable import require_comparable
+from llmfit.records import (
+    Difference,
+    HellaSwag,
+    Perplexity,
+    QualityDifference,
+    RunRecord,
+)
+from llmfit.stats import (
+    paired_difference,
+    perplexity_difference,
+    perplexity_ratio,
+    unpaired_difference,
+)
+
+REFERENCE = "bf16"
 
 ACC_NORM_TOLERANCE = 0.01
 """HellaSwag acc_norm may fall by this share of the items (1 point): a row is turned down when
-even the best end of the paired interval is lower. A choice; for scale, the common 4-bit formats
+even the upper end of the paired interval is lower. A choice; for scale, the common 4-bit formats
 lose 0.5 to 1 point on 8 B models."""
 
 PERPLEXITY_TOLERANCE = 0.05
-"""Token perplexity may rise by this share (5 %) of the reference's. A choice; for scale, the
-common 4-bit formats rise by 3 to 6 % on 8 B models."""
+"""Token perplexity may rise by this share (5 %) of the reference's: a row is turned down when
+even the lower end of the paired interval is higher. A choice; for scale, the common 4-bit formats
+rise by 3 to 6 % on 8 B models."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Quality:
-    """A row's quality against the reference's; None where either side was not measured."""
+def attach_differences(
+    rows: Sequence[RunRecord], *, reference: str = REFERENCE
+) -> tuple[RunRecord, ...]:
+    """The rows with ``difference`` set on each ok row that can be held against the reference row.
 
-    acc_norm: Difference | None = None
-    """Row − reference, share of items."""
-    perplexity_change: float | None = None
-    """Token perplexity of row ÷ reference − 1."""
-
-    @property
-    def measured(self) -> bool:
-        """True when at least one of the two could be compared."""
-        return self.acc_norm is not None or self.perplexity_change is not None
-
-    @property
-    def accuracy_kept(self) -> bool:
-        """False when acc_norm is worse beyond its interval by more than the tolerance."""
-        return self.acc_norm is None or self.acc_norm.high >= -ACC_NORM_TOLERANCE
-
-    @property
-    def perplexity_kept(self) -> bool:
-        """False when the perplexity rose by more than the tolerance."""
-        return self.perplexity_change is None or self.perplexity_change <= PERPLEXITY_TOLERANCE
-
-    @property
-    def kept(self) -> bool:
-        """True when nothing that was measured is worse than allowed."""
-        return self.accuracy_kept and self.perplexity_kept
+    That row is ``reference_row(rows, reference)``. A difference against it that is there already
+    is kept, so that nothing is resampled twice. Raises UsageError, naming the field, where ok
+    rows come from different machines, versions, models or settings.
+    """
+    check_comparable(rows)
+    standard = reference_row(rows, reference)
+    return tuple(_attached(row, standard) for row in rows)
 
 
-def compare_quality(row: RunRecord, reference: RunRecord | None) -> Quality:
-    """Quality of ``row`` against ``reference``; nothing is compared across tasks or protocols."""
-    if reference is None:
-        return Quality()
-    return Quality(
+def check_comparable(rows: Sequence[RunRecord]) -> None:
+    """Raise UsageError, naming the differing field, where ok rows may not be compared."""
+    ran = [row for row in rows if row.status == "ok"]
+    for row in ran[1:]:
+        require_comparable(ran[0], row)
+
+
+def compare_quality(row: RunRecord, reference: RunRecord) -> QualityDifference | None:
+    """Quality of ``row`` minus ``reference``'s on the same items; None where nothing compares.
+
+    Nothing is compared across tasks, protocols, numbers of items or of documents, or where the
+    blocks of scored tokens differ, as with another tokenizer.
+    """
+    texts = _same_text(row.perplexity, reference.perplexity)
+    difference = QualityDifference(
+        reference=reference.backend,
         acc_norm=_accuracy(row.hellaswag, reference.hellaswag),
-        perplexity_change=_perplexity(row.perplexity, reference.perplexity),
+        perplexity=texts and perplexity_difference(*texts),
+        perplexity_ratio=texts and perplexity_ratio(*texts),
     )
+    unknown = QualityDifference(reference=reference.backend)
+    return None if difference == unknown else difference
 
 
-def reference_row(rows: Sequence[RunRecord], reference: str) -> RunRecord | None:
+def accuracy_kept(difference: QualityDifference | None) -> bool:
+    """False when acc_norm is lower by more than the tolerance over its whole interval."""
+    change = difference.acc_norm if difference is not None else None
+    return change is None or change.high >= -ACC_NORM_TOLERANCE
+
+
+def perplexity_kept(difference: QualityDifference | None) -> bool:
+    """False when the perplexity is higher by more than the tolerance over its whole interval."""
+    change = difference.perplexity_ratio if difference is not None else None
+    return change is None or change.low <= PERPLEXITY_TOLERANCE
+
+
+def quality_kept(difference: QualityDifference | None) -> bool:
+    """True when nothing that could be compared is worse than allowed."""
+    return accuracy_kept(difference) and perplexity_kept(difference)
+
+
+def reference_row(rows: Sequence[RunRecord], reference: str = REFERENCE) -> RunRecord | None:
     """The row that quality is judged against, or None where no ok row has a quality.
 
     That is ``reference`` itself; where it did not run, the ok row with the lowest token
@@ -76,6 +111,14 @@ def _loss(row: RunRecord) -> tuple[float, float]:
     return perplexity, -row.hellaswag.acc_norm if row.hellaswag else 0.0
 
 
+def _attached(row: RunRecord, standard: RunRecord | None) -> RunRecord:
+    if standard is None or row is standard or row.status != "ok":
+        return replace(row, difference=None)
+    if row.difference is not None and row.difference.reference == standard.backend:
+        return row
+    return replace(row, difference=compare_quality(row, standard))
+
+
 def _accuracy(row: HellaSwag | None, reference: HellaSwag | None) -> Difference | None:
     if row is None or reference is None or (row.task, row.n) != (reference.task, reference.n):
         return None
@@ -84,9 +127,17 @@ def _accuracy(row: HellaSwag | None, reference: HellaSwag | None) -> Difference 
     return unpaired_difference(row.acc_norm, row.stderr, reference.acc_norm, reference.stderr)
 
 
-def _perplexity(row: Perplexity | None, reference: Perplexity | None) -> float | None:
-    if row is None or reference is None:
+Losses = tuple[tuple[float, ...], tuple[float, ...], tuple[int, ...]]
+
+
+def _same_text(row: Perplexity | None, reference: Perplexity | None) -> Losses | None:
+    """Losses of both by block and the blocks' lengths, where both scored the same tokens."""
+    if row is None or reference is None or not row.block_tokens:
         return None
-    if (row.task, row.protocol) != (reference.task, reference.protocol):
+    if _text(row) != _text(reference):
         return None
-    return row.token / reference.token - 1
+    return row.block_nll, reference.block_nll, row.block_tokens
+
+
+def _text(score: Perplexity) -> tuple[object, ...]:
+    return score.task, score.protocol, score.n_documents, score.n_tokens, score.block_tokens

@@ -13,15 +13,15 @@ from collections.abc import Sequence
 from llmfit.planning.quality import (
     ACC_NORM_TOLERANCE,
     PERPLEXITY_TOLERANCE,
-    Quality,
-    compare_quality,
+    accuracy_kept,
+    attach_differences,
+    perplexity_kept,
     reference_row,
 )
-from llmfit.records import Rejection, RunRecord, Sampled, Status, Verdict
+from llmfit.planning.quality import REFERENCE as REFERENCE
+from llmfit.records import Difference, Rejection, RunRecord, Sampled, Status, Verdict
 from llmfit.stats import overlap
 from llmfit.units import format_bytes, format_number, format_percent, format_rate, format_signed
-
-REFERENCE = "bf16"
 
 TIE_SHARE = 0.1
 """Two speeds tie where their intervals overlap and the medians differ by at most this share of
@@ -42,11 +42,14 @@ def recommend(
 ) -> Verdict:
     """Pick the fastest row that fits and keeps the reference's quality, with reasons.
 
-    ``budget_bytes`` limits the GPU memory of rows on a GPU; None means no limit. Quality that
-    was not measured is not judged, and the reasons say so. No suitable row: backend None.
+    ``budget_bytes`` limits the GPU memory of rows on a GPU; None means no limit. Quality is judged
+    by ``row.difference``, which is computed here where it is missing; what was not measured is
+    not judged, and the reasons say so. No suitable row: backend None. Raises UsageError, naming
+    the field, for rows from different machines, versions, models or settings.
     """
+    rows = attach_differences(rows, reference=reference)
     standard = reference_row(rows, reference)
-    rejected = {row.backend: _why_not(row, standard, budget_bytes) for row in rows}
+    rejected = {row.backend: _why_not(row, budget_bytes) for row in rows}
     suitable = [row for row in rows if rejected[row.backend] is None]
     if not suitable:
         why = _why_none(rows, budget_bytes)
@@ -85,7 +88,7 @@ def fits(row: RunRecord, budget_bytes: int | None) -> bool:
 # ---------------------------------------------------------------- why a row is not picked
 
 
-def _why_not(row: RunRecord, standard: RunRecord | None, budget_bytes: int | None) -> str | None:
+def _why_not(row: RunRecord, budget_bytes: int | None) -> str | None:
     if row.status != "ok":
         return f"{STATUS_WORDS[row.status]}: {row.reason or 'no reason was recorded'}"
     if budget_bytes is not None and not fits(row, budget_bytes):
@@ -93,25 +96,23 @@ def _why_not(row: RunRecord, standard: RunRecord | None, budget_bytes: int | Non
         return f"does not fit: needs {need} of {format_bytes(budget_bytes)}"
     if row.decode is None:
         return "its decode rate was not measured"
-    return _lost_quality(row, standard)
+    return _lost_quality(row)
 
 
-def _lost_quality(row: RunRecord, standard: RunRecord | None) -> str | None:
-    if standard is None:
+def _lost_quality(row: RunRecord) -> str | None:
+    quality = row.difference
+    if quality is None:
         return None
-    quality = compare_quality(row, standard)
-    change = quality.acc_norm
-    if change is not None and not quality.accuracy_kept:
+    accuracy, perplexity = quality.acc_norm, quality.perplexity_ratio
+    if accuracy is not None and not accuracy_kept(quality):
         return (
-            f"loses quality: HellaSwag acc_norm {_points(change.mean)} points against "
-            f"{standard.backend} ({_points(change.low)} to {_points(change.high)}), "
+            f"loses quality: HellaSwag acc_norm {_change(accuracy, 'points', quality.reference)}, "
             f"{100 * ACC_NORM_TOLERANCE:.0f} allowed"
         )
-    rise = quality.perplexity_change
-    if rise is not None and not quality.perplexity_kept:
+    if perplexity is not None and not perplexity_kept(quality):
         return (
-            f"loses quality: perplexity {format_signed(100 * rise, decimals=1)} % against "
-            f"{standard.backend}, {100 * PERPLEXITY_TOLERANCE:.0f} % allowed"
+            f"loses quality: perplexity {_change(perplexity, '%', quality.reference)}, "
+            f"{100 * PERPLEXITY_TOLERANCE:.0f} % allowed"
         )
     return None
 
@@ -203,27 +204,26 @@ def _quality_reasons(
         )
     if standard is pick:
         return (*instead, "It is itself the reference that quality is judged against.")
-    quality = compare_quality(pick, standard)
-    if not quality.measured:
+    sentence = _quality_sentence(pick)
+    if sentence is None:
         return (*instead, f"Its quality cannot be compared with {standard.backend}'s: not judged.")
-    return (*instead, _quality_sentence(quality, pick, standard))
+    return (*instead, sentence)
 
 
-def _quality_sentence(quality: Quality, pick: RunRecord, standard: RunRecord) -> str:
-    parts = []
-    change = quality.acc_norm
-    if change is not None and pick.hellaswag is not None:
-        tie = ", a tie" if change.tie else ""
+def _quality_sentence(pick: RunRecord) -> str | None:
+    """Each figure of the pick with its change against the reference; None without a change."""
+    quality, parts = pick.difference, []
+    if quality is None:
+        return None
+    if quality.acc_norm is not None and pick.hellaswag is not None:
         parts.append(
             f"HellaSwag acc_norm {format_percent(pick.hellaswag.acc_norm)}, "
-            f"{_points(change.mean)} points against {standard.backend} "
-            f"({_points(change.low)} to {_points(change.high)}{tie})"
+            f"{_change(quality.acc_norm, 'points', quality.reference)}"
         )
-    if quality.perplexity_change is not None and pick.perplexity is not None:
+    if quality.perplexity_ratio is not None and pick.perplexity is not None:
         parts.append(
             f"perplexity {format_number(pick.perplexity.token)}, "
-            f"{format_signed(100 * quality.perplexity_change, decimals=1)} % against "
-            f"{standard.backend} ({100 * PERPLEXITY_TOLERANCE:.0f} % allowed)"
+            f"{_change(quality.perplexity_ratio, '%', quality.reference)}"
         )
     return f"Quality: {'; '.join(parts)}."
 
@@ -276,5 +276,12 @@ def _where(row: RunRecord, size_bytes: int) -> str:
     return f"{format_bytes(size_bytes)} of {'GPU memory' if on_gpu else 'RAM'}"
 
 
-def _points(share: float) -> str:
-    return format_signed(100 * share, decimals=1)
+def _change(difference: Difference, unit: str, reference: str) -> str:
+    """A change in hundredths with its interval: ``−0.5 points against bf16 (−1.1 to −0.1)``."""
+    ends = (difference.low, difference.high)
+    decimals = 1 if max(map(abs, ends)) >= 0.01 else 2
+    mean, low, high = (
+        format_signed(100 * share, decimals=decimals) for share in (difference.mean, *ends)
+    )
+    tie = ", a tie" if difference.tie else ""
+    return f"{mean} {unit} against {reference} ({low} to {high}{tie})"

@@ -4,10 +4,21 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from functools import partial
 
-from llmfit.planning.quality import compare_quality, reference_row
+import pytest
+
+from llmfit.errors import UsageError
+from llmfit.planning.quality import attach_differences, compare_quality, reference_row
 from llmfit.planning.recommend import fits, recommend
-from llmfit.records import Perplexity, RunRecord, Verdict
+from llmfit.records import (
+    Difference,
+    Environment,
+    Perplexity,
+    QualityDifference,
+    RunRecord,
+    Verdict,
+)
 from llmfit.testing import GB, make_record
 
 
@@ -35,6 +46,14 @@ def reference_table() -> list[RunRecord]:
         "gguf", peak_gb=5.0, tokens_per_s=18, acc_norm=0.813, perplexity=6.42, device="cpu"
     )
     return [*rows, gguf]
+
+
+def first_blocks(row: RunRecord, count: int) -> Perplexity:
+    """The row's perplexity over its first blocks only, as ``--limit`` gives it."""
+    text = row.perplexity
+    assert text is not None
+    nll, tokens = text.block_nll[:count], text.block_tokens[:count]
+    return replace(text, block_nll=nll, block_tokens=tokens, n_tokens=sum(tokens))
 
 
 def test_without_a_budget_the_fastest_wins() -> None:
@@ -76,7 +95,7 @@ def test_perplexity_above_five_percent_is_turned_down() -> None:
     verdict = recommend(reference_table(), budget_bytes=8 * GB)
     assert (
         reason_against(verdict, "nf4")
-        == "loses quality: perplexity +5.4 % against bf16, 5 % allowed"
+        == "loses quality: perplexity +5.4 % against bf16 (+5.3 to +5.5), 5 % allowed"
     )
     assert any("+4.1 % against bf16" in reason for reason in verdict.reasons)
 
@@ -100,8 +119,8 @@ def test_a_small_real_loss_is_within_the_tolerance() -> None:
         make_record("bf16", tokens_per_s=30, acc_norm=0.80, n=10_000),
         make_record("awq", tokens_per_s=60, acc_norm=0.795, n=10_000),
     ]
-    difference = compare_quality(rows[1], rows[0]).acc_norm
-    assert difference is not None and difference.high < 0
+    quality = compare_quality(rows[1], rows[0])
+    assert quality is not None and quality.acc_norm is not None and quality.acc_norm.high < 0
     assert recommend(rows, budget_bytes=None).backend == "awq"
 
 
@@ -212,3 +231,65 @@ def test_the_verdict_is_the_same_in_every_order_of_rows() -> None:
         again = recommend(rows, budget_bytes=8 * GB)
         assert (again.backend, again.reasons) == (first.backend, first.reasons)
         assert set(again.rejected) == set(first.rejected)
+
+
+def test_a_tie_is_called_a_tie() -> None:
+    """Where both intervals hold 0, the pick's quality is a tie in accuracy and in perplexity."""
+    rows = [
+        make_record("bf16", tokens_per_s=30, acc_norm=0.800, perplexity=6.140),
+        make_record("nf4", tokens_per_s=60, acc_norm=0.799, perplexity=6.1405),
+    ]
+    verdict = recommend(rows, budget_bytes=None)
+    assert verdict.backend == "nf4"
+    sentence = next(reason for reason in verdict.reasons if reason.startswith("Quality"))
+    accuracy, perplexity = sentence.split("; ")
+    assert accuracy.endswith(", a tie)") and perplexity.endswith(", a tie).")
+
+
+def test_a_perplexity_that_may_be_within_the_tolerance_is_let_through() -> None:
+    """+5.4 % with an interval that begins below 5 % is doubt, not loss; the sentence shows it."""
+    rows = [
+        make_record("bf16", tokens_per_s=30, acc_norm=None, perplexity=6.14),
+        make_record("nf4", tokens_per_s=60, acc_norm=None, perplexity=6.47),
+    ]
+    assert recommend(rows, budget_bytes=None).backend == "bf16"
+    few = [replace(row, perplexity=first_blocks(row, 3)) for row in rows]
+    noisy = few[1].perplexity
+    assert noisy is not None
+    nll = tuple(x + d for x, d in zip(noisy.block_nll, (-80, 0, 80), strict=True))
+    few[1] = replace(few[1], perplexity=replace(noisy, block_nll=nll))
+    assert recommend(few, budget_bytes=None).backend == "nf4"
+
+
+def test_the_verdict_rests_on_the_differences_in_the_rows() -> None:
+    """A difference that a row carries is judged as it stands, not computed once more."""
+    rows = [make_record("bf16", tokens_per_s=30), make_record("nf4", tokens_per_s=60)]
+    lost = QualityDifference(
+        reference="bf16", perplexity_ratio=Difference(mean=0.2, low=0.1, high=0.3)
+    )
+    verdict = recommend([rows[0], replace(rows[1], difference=lost)], budget_bytes=None)
+    assert verdict.backend == "bf16"
+    assert "perplexity +20.0 % against bf16 (+10.0 to +30.0)" in reason_against(verdict, "nf4")
+
+
+def test_rows_from_two_machines_are_refused() -> None:
+    """Neither differences nor a verdict mix hardware or versions; the field is named."""
+    here = Environment(
+        platform="Linux",
+        python="3.12.1",
+        cpu="Example CPU",
+        cpu_cores=8,
+        ram_bytes=32 * 2**30,
+        gpu="NVIDIA GeForce RTX 3090",
+        packages={"torch": "2.13.0"},
+    )
+    for there, field in (
+        (replace(here, gpu="NVIDIA GeForce RTX 4090"), "gpu .*3090.*4090"),
+        (replace(here, packages={"torch": "2.12.0"}), "torch .*2.13.0.*2.12.0"),
+    ):
+        rows = [make_record("bf16", environment=here), make_record("nf4", environment=there)]
+        for judge in (attach_differences, partial(recommend, budget_bytes=None)):
+            with pytest.raises(UsageError, match=field):
+                judge(rows)
+        gone = replace(rows[1], status="failed", reason="killed.")
+        assert recommend([rows[0], gone], budget_bytes=None).backend == "bf16"
