@@ -10,6 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from llmfit.errors import ModelLoadError, ModelNotFound
+from llmfit.quantization import (
+    OLD_FILES,
+    Facts,
+    in_config,
+    method,
+    read_json,
+    stored_quantization,
+)
 from llmfit.records import ModelSpec, Source
 
 EMBEDDED_NAME = "llmfit-embedded"
@@ -55,11 +63,12 @@ def read_spec(folder: Path, *, name: str, source: Source) -> ModelSpec:
             hint="the folder that holds config.json and *.safetensors of the model",
         )
     return spec_from_config(
-        _read_config(path),
+        read_json(path),
         name=name,
         path=str(folder.resolve()),
         source=source,
         parameters=count_parameters(folder),
+        quantization=stored_quantization(folder),
     )
 
 
@@ -83,18 +92,14 @@ def _display_name(typed: str, folder: Path) -> str:
     return folder.resolve().name or typed
 
 
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as exc:
-        raise ModelLoadError(f"{path} is not readable JSON: {exc}.") from exc
-    if not isinstance(config, dict):
-        raise ModelLoadError(f"{path} holds a {type(config).__name__}, not a JSON object.")
-    return config
-
-
 def spec_from_config(
-    config: dict[str, Any], *, name: str, path: str, source: Source, parameters: int | None
+    config: dict[str, Any],
+    *,
+    name: str,
+    path: str,
+    source: Source,
+    parameters: int | None,
+    quantization: Facts | None,
 ) -> ModelSpec:
     """Facts of a config.json. Raises ModelLoadError naming the key that is missing or wrong."""
     text = config.get("text_config") or config  # multimodal: the language part
@@ -112,7 +117,6 @@ def spec_from_config(
     architectures = config.get("architectures") or ["unknown"]
     heads = number("num_attention_heads")
     hidden = number("hidden_size")
-    quantization = config.get("quantization_config")
     return ModelSpec(
         name=name,
         path=path,
@@ -130,7 +134,7 @@ def spec_from_config(
         tie_word_embeddings=_tied(config, text),
         parameters=None if quantization else parameters,
         dtype=_dtype(config, text),
-        quantization=_quantization(quantization),
+        quantization=method(quantization) if quantization else None,
         attention_bias=bool(text.get("attention_bias", False))
         or str(text.get("model_type")) == "qwen2",  # its biases are in code, not in the config
     )
@@ -151,58 +155,62 @@ def _dtype(config: dict[str, Any], text: dict[str, Any]) -> str | None:
     return None
 
 
-def _quantization(config: object) -> str | None:
-    if config is None:
-        return None
-    if not isinstance(config, dict):
-        raise ModelLoadError(f"quantization_config is a {type(config).__name__}, not an object.")
-    method = str(config.get("quant_method", "unknown"))
-    if method == "bitsandbytes":
-        return "bitsandbytes_8bit" if config.get("load_in_8bit") else "bitsandbytes_4bit"
-    return method
-
-
 def count_parameters(folder: Path) -> int | None:
     """Number of values in all tensors of the folder's safetensors; None where there are none.
 
     Reads headers only. A tied output head that is stored although tied is counted as stored.
     """
-    shards = sorted(folder.glob("*.safetensors"))
-    return sum(_values_in(shard) for shard in shards) if shards else None
+    if not any(folder.glob("*.safetensors")):
+        return None
+    return sum(math.prod(shape) for shape in tensor_shapes(folder).values())
 
 
-def _values_in(shard: Path) -> int:
+def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor in the folder's safetensors, from their headers.
+
+    Raises ModelLoadError for a file that is none.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    for shard in sorted(folder.glob("*.safetensors")):
+        shapes.update(_shapes_in(shard))
+    return shapes
+
+
+def _shapes_in(shard: Path) -> dict[str, tuple[int, ...]]:
     try:
         with shard.open("rb") as file:
             size = int.from_bytes(file.read(8), "little")
             if size > shard.stat().st_size:
                 raise ModelLoadError(f"{shard} is damaged: its header claims {size} bytes.")
             header = json.loads(file.read(size))
-        tensors = [entry for key, entry in header.items() if key != "__metadata__"]
-        return sum(math.prod(entry["shape"]) for entry in tensors)
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as exc:
+        tensors = {key: entry for key, entry in header.items() if key != "__metadata__"}
+        return {key: tuple(int(n) for n in entry["shape"]) for key, entry in tensors.items()}
+    except (OSError, ValueError, KeyError, TypeError) as exc:
         raise ModelLoadError(f"{shard} is not a safetensors file: {exc}.") from exc
 
 
 def _spec_from_hub(model: str) -> ModelSpec:
-    from huggingface_hub import (
-        get_hf_file_metadata,
-        hf_hub_download,
-        hf_hub_url,
-        try_to_load_from_cache,
-    )
+    from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
 
     try:
         path = try_to_load_from_cache(model, "config.json")
-        if not isinstance(path, str):
-            # The download itself retries for half a minute; one plain request says at once
-            # whether the hub is there.
-            get_hf_file_metadata(hf_hub_url(model, "config.json"), timeout=_HUB_TIMEOUT_S)
+        if isinstance(path, str):
+            beside = [try_to_load_from_cache(model, name) for name in OLD_FILES]
+        else:
+            # A download retries for half a minute; one plain request says at once whether the
+            # hub is there, and which files are.
+            info = HfApi().model_info(model, timeout=_HUB_TIMEOUT_S)
+            names = {file.rfilename for file in info.siblings or ()}
             path = hf_hub_download(model, "config.json")
+            beside = [hf_hub_download(model, name) for name in OLD_FILES if name in names]
     except Exception as exc:  # the hub client's, httpx's and the system's errors, told apart below
         raise _hub_error(model, exc) from exc
+    config = read_json(Path(path))
+    said = in_config(config)
+    for file in (Path(each) for each in beside if isinstance(each, str)):
+        said = said or OLD_FILES[file.name](read_json(file))
     return spec_from_config(
-        _read_config(Path(path)), name=model, path=model, source="hub", parameters=None
+        config, name=model, path=model, source="hub", parameters=None, quantization=said
     )
 
 
