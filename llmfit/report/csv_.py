@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from io import StringIO
 
-from llmfit.records import Comparison, RunRecord, Sampled
+from llmfit.records import Comparison, Difference, QualityDifference, RunRecord, Sampled
 from llmfit.report._text import visible
 
 Value = str | int | float | bool | None
@@ -17,11 +17,15 @@ def render_csv(comparison: Comparison) -> str:
     A text that a spreadsheet would run as a formula gets an apostrophe in front.
     """
     rows = [_flat(comparison, row) for row in comparison.rows]
-    heads = list(rows[0]) if rows else []
+    tasks = [_tasks(row) for row in comparison.rows]
+    # Rows may have been scored on different tasks: a failed one on none.
+    task_heads = list(dict.fromkeys(head for values in tasks for head in values))
+    heads = [*(rows[0] if rows else ()), *task_heads]
     out = StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(heads)
-    writer.writerows([_field(value) for value in row.values()] for row in rows)
+    writer.writerow(map(_field, heads))
+    for row, values in zip(rows, tasks, strict=True):
+        writer.writerow([_field((row | values).get(head)) for head in heads])
     return out.getvalue()
 
 
@@ -47,6 +51,9 @@ def _flat(comparison: Comparison, row: RunRecord) -> dict[str, Value]:
         **_memory(row),
         **_speed(row),
         **_quality(row),
+        **_divergence(row),
+        **_differences(row.difference),
+        "warnings": "; ".join(f"{w.code}: {w.message}" for w in row.warnings) or None,
         "notes": "; ".join(row.notes) or None,
     }
 
@@ -95,14 +102,61 @@ def _quality(row: RunRecord) -> dict[str, Value]:
         "hellaswag_acc_norm": score.acc_norm if score else None,
         "hellaswag_stderr": score.stderr if score else None,
         "hellaswag_n": score.n if score else None,
+        "perplexity_task": text.task if text else None,
         "perplexity_token": text.token if text else None,
+        "perplexity_token_low": text.low if text else None,
+        "perplexity_token_high": text.high if text else None,
         "perplexity_word": text.word if text else None,
+        "perplexity_byte": text.byte if text else None,
         "bits_per_byte": text.bits_per_byte if text else None,
         "perplexity_n_tokens": text.n_tokens if text else None,
         "perplexity_protocol": text.protocol if text else None,
-        "kl_divergence": row.kl_divergence,
-        "top1_agreement": row.top1_agreement,
     }
+
+
+def _divergence(row: RunRecord) -> dict[str, Value]:
+    found = row.divergence
+    return {
+        "kl_divergence": row.kl_divergence,
+        "kl_divergence_low": found.low if found else None,
+        "kl_divergence_high": found.high if found else None,
+        "kl_divergence_median": found.median if found else None,
+        "kl_divergence_p99": found.p99 if found else None,
+        "kl_divergence_n_tokens": found.n_tokens if found else None,
+        "top1_agreement": row.top1_agreement,
+        "top1_agreement_low": found.top1_low if found else None,
+        "top1_agreement_high": found.top1_high if found else None,
+    }
+
+
+def _differences(found: QualityDifference | None) -> dict[str, Value]:
+    return {
+        "difference_from": found.reference if found else None,
+        **_difference("hellaswag_acc_norm_difference", found.acc_norm if found else None),
+        **_difference("perplexity_token_difference", found.perplexity if found else None),
+        **_difference("perplexity_token_ratio", found.perplexity_ratio if found else None),
+    }
+
+
+def _difference(name: str, value: Difference | None) -> dict[str, Value]:
+    return {
+        name: value.mean if value else None,
+        f"{name}_low": value.low if value else None,
+        f"{name}_high": value.high if value else None,
+        f"{name}_p": value.p_value if value else None,
+        f"{name}_tie": value.tie if value else None,
+    }
+
+
+def _tasks(row: RunRecord) -> dict[str, Value]:
+    """Every metric of every further task, named by task, metric and lm-eval's filter."""
+    values: dict[str, Value] = {}
+    for task in row.tasks:
+        for metric in task.metrics:
+            suffix = "" if metric.filter == "none" else f",{metric.filter}"
+            values[f"{task.task}/{metric.name}{suffix}"] = metric.value
+            values[f"{task.task}/{metric.name}_stderr{suffix}"] = metric.stderr
+    return values
 
 
 def _field(value: Value) -> Value:

@@ -6,15 +6,22 @@ import re
 from collections.abc import Iterable
 
 from llmfit.records import Comparison
-from llmfit.report._text import plain
-from llmfit.report.columns import columns, footnotes, heading, legend, unsteady, verdict_lines
+from llmfit.report.columns import columns
+from llmfit.report.lines import (
+    footnotes,
+    heading,
+    legend,
+    reproduction,
+    verdict_lines,
+    warnings,
+)
 
 # An underscore inside a word is no markup.
 _SPECIAL = re.compile(r"([\\`*{}\[\]<>|#~$]|(?<![^\W_])_|_(?![^\W_]))")
 
 
 def render_markdown(comparison: Comparison) -> str:
-    """Head line, table, footnotes and verdict; text from outside cannot become markup."""
+    """Head line, table, footnotes, verdict, warnings, legend; outside text stays text."""
     shown = columns(comparison)
     notes = footnotes(comparison)
     lines = [f"**{escape(heading(comparison))}**", ""]
@@ -32,12 +39,11 @@ def render_markdown(comparison: Comparison) -> str:
         lines.append("")
     lines += [f"- {escape(line)}" for line in verdict_lines(comparison)]
     lines.append("")
-    if warning := unsteady(comparison):
-        lines += [escape(warning), ""]
+    if seen := warnings(comparison):
+        lines += [*(f"- {escape(line)}" for line in seen), ""]
     if explained := legend(comparison):
         lines += [escape(" · ".join(explained)), ""]
-    if comparison.command:
-        lines += ["Again:", "", f"    {plain(comparison.command)}", ""]
+    lines += [*(f"    {line}" for line in reproduction(comparison)), ""]
     return "\n".join(lines).rstrip() + "\n"
 
 

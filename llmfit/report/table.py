@@ -7,17 +7,16 @@ from io import StringIO
 from typing import TYPE_CHECKING
 
 from llmfit.records import Comparison, RunRecord
-from llmfit.report._text import plain
-from llmfit.report.columns import (
-    Column,
-    Detail,
+from llmfit.report._column import Column, Detail
+from llmfit.report.columns import columns
+from llmfit.report.lines import (
     Footnote,
-    columns,
     footnotes,
     heading,
     legend,
-    unsteady,
+    reproduction,
     verdict_lines,
+    warnings,
 )
 
 if TYPE_CHECKING:
@@ -30,15 +29,15 @@ _SUPERSCRIPT = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 def render_table(comparison: Comparison, width: int, color: bool) -> str:
     """The table with its head line, footnotes and verdict; no line is wider than ``width``.
 
-    Where the whole table is too wide, only the columns that decide are shown, and a line says
-    how to see the rest. ``color`` adds ANSI styles. A ``width`` below 20 is taken as 20.
+    Where the whole table is too wide, what decides least is left out first, and a line says how
+    to see the rest. ``color`` adds ANSI styles. A ``width`` below 20 is taken as 20.
     """
     from rich.padding import Padding
     from rich.text import Text
 
     console = _console(width, color)
     notes = footnotes(comparison)
-    table, full_width = _widest(console, comparison, notes)
+    table, detail, full_width = _widest(console, comparison, notes)
     parts: list[RenderableType] = [Text(heading(comparison), style="bold"), Text(), table, Text()]
     parts += [_hanging(f"{_marks([note])} ", note.text) for note in notes]
     if notes:
@@ -46,10 +45,10 @@ def render_table(comparison: Comparison, width: int, color: bool) -> str:
     first, *others = verdict_lines(comparison) or ("",)
     parts.append(Text(first, style="bold"))
     parts += [Padding(Text(line), (0, 0, 0, 2)) for line in others]
-    if warning := unsteady(comparison):
-        parts += [Text(), Text(warning, style="yellow")]
+    if seen := warnings(comparison):
+        parts += [Text(), *(Text(line, style="yellow") for line in seen)]
     parts.append(Text())
-    parts += [Text(line, style="dim") for line in _foot(comparison, full_width)]
+    parts += [Text(line, style="dim") for line in _foot(comparison, detail, full_width)]
     return styled(parts, width=width, color=color)
 
 
@@ -82,19 +81,20 @@ def _console(width: int, color: bool) -> Console:
 
 def _widest(
     console: Console, comparison: Comparison, notes: tuple[Footnote, ...]
-) -> tuple[Table, int | None]:
+) -> tuple[Table, Detail, int | None]:
     """The most detailed table that fits; and, where columns had to go, the width for all."""
     from rich.measure import Measurement
 
     unlimited = console.options.update(width=10_000)
-    details: tuple[Detail, ...] = ("reasons", "full")
-    needed = 0
-    for detail in details:
+    full_width = None
+    for detail in sorted(Detail, reverse=True):
         table = _table(comparison, columns(comparison, detail=detail), notes)
-        needed = Measurement.get(console, unlimited, table).maximum
-        if needed <= console.width:
-            return table, None
-    return _table(comparison, columns(comparison, detail="compact"), notes), needed
+        width = Measurement.get(console, unlimited, table).maximum
+        if detail == Detail.FULL and width > console.width:
+            full_width = width
+        if width <= console.width:
+            return table, detail, full_width
+    return table, Detail.LEAST, full_width
 
 
 def _table(comparison: Comparison, shown: tuple[Column, ...], notes: tuple[Footnote, ...]) -> Table:
@@ -137,11 +137,8 @@ def _hanging(mark: str, text: str) -> Table:
     return grid
 
 
-def _foot(comparison: Comparison, full_width: int | None) -> list[str]:
-    lines = list(legend(comparison))
+def _foot(comparison: Comparison, detail: Detail, full_width: int | None) -> list[str]:
+    lines = list(legend(comparison, detail))
     if full_width is not None:
         lines.append(f"All columns: a terminal {full_width} wide, or --format md")
-    lines.append("Every figure: --format json")
-    if comparison.command:
-        lines.append(f"Again: {plain(comparison.command)}")
-    return lines
+    return [*lines, "Every figure: --format json", *reproduction(comparison)]

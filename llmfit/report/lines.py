@@ -1,0 +1,169 @@
+"""What stands above and below the table, line by line, as plain text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llmfit.planning.quality import REFERENCE, reference_row
+from llmfit.planning.recommend import STATUS_WORDS
+from llmfit.records import Comparison, RunRecord
+from llmfit.report._column import Detail
+from llmfit.report._quality import main_metric, task_names
+from llmfit.report._text import plain
+from llmfit.report.columns import PICK
+from llmfit.units import format_bytes, format_count, format_gib
+
+_MESSAGES_SHOWN = 3
+"""Messages of one kind of warning shown in full; of further rows only the names."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Footnote:
+    """A note or reason below the table, and the rows (by index) that it belongs to."""
+
+    number: int
+    text: str
+    rows: tuple[int, ...]
+
+
+def footnotes(comparison: Comparison) -> tuple[Footnote, ...]:
+    """Each different reason and note once, numbered in the order of the rows."""
+    owners: dict[str, list[int]] = {}
+    for index, row in enumerate(comparison.rows):
+        texts = list(row.notes)
+        if row.status != "ok":
+            texts.insert(0, f"{STATUS_WORDS[row.status]}: {row.reason or 'no reason recorded'}")
+        for text in dict.fromkeys(plain(text) for text in texts):
+            owners.setdefault(text, []).append(index)
+    return tuple(
+        Footnote(number=number, text=text, rows=tuple(indexes))
+        for number, (text, indexes) in enumerate(owners.items(), start=1)
+    )
+
+
+def heading(comparison: Comparison) -> str:
+    """Model, machine, budget and workload in one line."""
+    model, work, machine = comparison.model, comparison.workload, comparison.environment
+    parts = [plain(model.name)]
+    if model.parameters is not None:
+        parts.append(f"{format_count(model.parameters)} parameters")
+    if machine.gpu is not None:
+        memory = machine.gpu_memory_bytes
+        size = "" if memory is None else f" ({format_gib(memory)})"
+        parts.append(plain(machine.gpu) + size)
+    else:
+        ram = "" if machine.ram_bytes is None else f", {format_gib(machine.ram_bytes)} RAM"
+        cores = f"{machine.cpu_cores} core{'' if machine.cpu_cores == 1 else 's'}"
+        parts.append(f"{plain(machine.cpu)} ({cores}{ram})")
+    if comparison.budget_bytes is not None:
+        parts.append(f"budget {format_bytes(comparison.budget_bytes)}")
+    parts.append(f"batch {work.batch}")
+    parts.append(f"prompt {work.prompt_tokens} + {work.new_tokens} new tokens")
+    return " · ".join(parts)
+
+
+def verdict_lines(comparison: Comparison) -> tuple[str, ...]:
+    """The pick first, then its other reasons."""
+    reasons = tuple(plain(reason) for reason in comparison.verdict.reasons)
+    if comparison.verdict.backend is None or not reasons:
+        return reasons
+    return (f"{PICK} Pick {reasons[0]}", *reasons[1:])
+
+
+def warnings(comparison: Comparison) -> tuple[str, ...]:
+    """A line for each kind of warning: the rows, what was seen, and what to do about it."""
+    kinds: dict[tuple[str, str], dict[str, list[str]]] = {}
+    for row in comparison.rows:
+        for warning in row.warnings:
+            kind = kinds.setdefault((warning.code, plain(warning.hint)), {})
+            kind.setdefault(plain(warning.message), []).append(plain(row.backend))
+    return tuple(_warning(code, hint, seen) for (code, hint), seen in kinds.items())
+
+
+def _warning(code: str, hint: str, seen: dict[str, list[str]]) -> str:
+    """``seen`` maps each different message to the rows that have it."""
+    parts = [f"{', '.join(names)}: {message}" for message, names in seen.items()]
+    rest = [name for names in list(seen.values())[_MESSAGES_SHOWN:] for name in names]
+    if rest:
+        parts = [*parts[:_MESSAGES_SHOWN], f"and likewise {', '.join(rest)}"]
+    return f"Warning {plain(code)} · {'; '.join(part.rstrip('.') for part in parts)}. {hint}"
+
+
+def reproduction(comparison: Comparison) -> tuple[str, ...]:
+    """The command that makes the comparison again, and the one that checks its figures."""
+    check = f"Check: llmfit reproduce {plain(comparison.run_id)}"
+    return (f"Again: {plain(comparison.command)}", check) if comparison.command else (check,)
+
+
+# ---------------------------------------------------------------- legend
+
+
+def legend(comparison: Comparison, detail: Detail = Detail.ALL) -> tuple[str, ...]:
+    """The protocol of each figure, and the meaning of the signs that can occur."""
+    rows = comparison.rows
+    return (
+        *_speed(rows),
+        *_hellaswag(rows),
+        *_perplexity(rows, detail),
+        *(_divergence(rows, detail) if detail >= Detail.COMPACT else ()),
+        *(_tasks(rows) if detail >= Detail.LEAN else ()),
+        *_ties(rows),
+    )
+
+
+def _speed(rows: tuple[RunRecord, ...]) -> tuple[str, ...]:
+    counts = [len(row.decode.tokens_per_s.samples) for row in rows if row.decode is not None]
+    if not counts:
+        return ()
+    spread = "± to the farthest of them" if max(counts) < 6 else "± 95 % interval of the median"
+    return (f"tokens/s: median of {max(counts)} runs, {spread}",)
+
+
+def _hellaswag(rows: tuple[RunRecord, ...]) -> tuple[str, ...]:
+    counts = sorted({row.hellaswag.n for row in rows if row.hellaswag is not None})
+    items = " or ".join(f"{count:,}" for count in counts)
+    return (f"HellaSwag: {items} questions, ± standard error",) if counts else ()
+
+
+def _perplexity(rows: tuple[RunRecord, ...], detail: Detail) -> tuple[str, ...]:
+    scores = [row.perplexity for row in rows if row.perplexity is not None]
+    interval = detail >= Detail.FULL and any(score.low is not None for score in scores)
+    spread = "; ± 95 % bootstrap interval" if interval else ""
+    texts = (f"perplexity: {s.n_tokens:,} tokens, {plain(s.protocol)}{spread}" for s in scores)
+    return tuple(dict.fromkeys(texts))
+
+
+def _divergence(rows: tuple[RunRecord, ...], detail: Detail) -> tuple[str, ...]:
+    texts: dict[str, None] = {}
+    for found in (row.divergence for row in rows if row.divergence is not None):
+        name = plain(found.reference)
+        text = f"KL: of {name} to the row, mean over {found.n_tokens:,} tokens of the same text"
+        if detail >= Detail.ALL and found.low is not None:
+            text += " (95 % bootstrap interval)"
+        if detail >= Detail.AGREEMENT:
+            text += f"; top-1: tokens whose most likely successor is {name}'s"
+        texts[text] = None
+    return tuple(texts)
+
+
+def _tasks(rows: tuple[RunRecord, ...]) -> tuple[str, ...]:
+    parts = []
+    for name in task_names(rows):
+        task = next(task for row in rows for task in row.tasks if task.task == name)
+        metric = main_metric(task)
+        facts = [
+            plain(metric.name) if metric is not None else None,
+            f"version {plain(task.version)}" if task.version is not None else None,
+            f"{task.n:,} items" if task.n is not None else None,
+            f"{task.num_fewshot}-shot" if task.num_fewshot is not None else None,
+        ]
+        parts.append(f"{plain(name)} ({', '.join(fact for fact in facts if fact)})")
+    return (f"tasks by lm-eval, ± standard error: {', '.join(parts)}",) if parts else ()
+
+
+def _ties(rows: tuple[RunRecord, ...]) -> tuple[str, ...]:
+    if not any(row.difference is not None for row in rows):
+        return ()
+    standard = reference_row(rows)
+    name = REFERENCE if standard is None else plain(standard.backend)
+    return (f"= a tie: the 95 % interval of the paired difference from {name} holds 0",)
