@@ -26,6 +26,7 @@ from llmfit.errors import EvaluationError, ModelLoadError, ModelNotFound, UsageE
 from llmfit.quantize.cache import ArtifactCache
 from llmfit.quantize.gguf import DEFAULT_TYPE, FILE_TYPES, make_gguf
 from llmfit.quantize.gguf_architectures import ARCHITECTURES
+from llmfit.quantize.gguf_checkout import Checkout
 from llmfit.quantize.gguf_types import fallback_note, read_types
 from llmfit.records import Kernel, ModelSpec, Plan
 
@@ -80,11 +81,14 @@ class GgufModel(LoadedModel):
 
 @dataclass(frozen=True, slots=True)
 class _Artifact:
-    """The file to load, the type it was asked in (None: someone else's), the seconds it took."""
+    """The file to load, and how it came about."""
 
     file: Path
     file_type: str | None
+    """As asked for; None where the file is someone else's."""
     seconds: float | None
+    """That making it took; None where it was there."""
+    notes: tuple[str, ...] = ()
 
 
 class Gguf(Backend):
@@ -109,10 +113,15 @@ class Gguf(Backend):
             return outcome
         if plan.checkpoint is not None:  # then the model's own files are not converted
             return Check()
-        if outcome.skipped is None and plan.model.architecture not in ARCHITECTURES:
+        if outcome.skipped is not None:
+            return outcome
+        if plan.llama_cpp_dir is not None:
+            return _check_checkout(plan.llama_cpp_dir)
+        if plan.model.architecture not in ARCHITECTURES:
             return Check(
                 skipped=f"no GGUF converter for {plan.model.architecture} (only "
-                f"{', '.join(ARCHITECTURES)}); --checkpoint gguf=FILE takes a ready file"
+                f"{', '.join(ARCHITECTURES)}); --checkpoint gguf=FILE takes a ready file, "
+                "--llama-cpp DIR the converter of a llama.cpp checkout"
             )
         return outcome
 
@@ -151,7 +160,7 @@ class Gguf(Backend):
             dtype=artifact.file_type.upper() if artifact.file_type else types.linear(),
             weights_bytes=types.weights_bytes,
             quantized_share=types.quantized_share,
-            notes=(*([note] if note else []), *types.notes, *notes),
+            notes=(*([note] if note else []), *artifact.notes, *types.notes, *notes),
             artifact=str(artifact.file),
             quantize_s=artifact.seconds,
         )
@@ -164,11 +173,25 @@ def _artifact(plan: Plan, threads: int, progress: Progress) -> _Artifact:
     if plan.checkpoint is not None:
         return _Artifact(_checkpoint_file(Path(plan.checkpoint)), None, None)
     file_type = split_id(plan.backend)[1] or DEFAULT_TYPE
-    cache = ArtifactCache(Path(plan.cache_dir) if plan.cache_dir else None)
+    checkout = Checkout.at(plan.llama_cpp_dir) if plan.llama_cpp_dir else None
     file, seconds = make_gguf(
-        Path(plan.model.path), file_type, cache=cache, threads=threads, progress=progress
+        Path(plan.model.path),
+        file_type,
+        cache=ArtifactCache(Path(plan.cache_dir) if plan.cache_dir else None),
+        threads=threads,
+        progress=progress,
+        checkout=checkout,
     )
-    return _Artifact(file, file_type, seconds)
+    notes = (f"converted by the llama.cpp checkout {checkout.folder}",) if checkout else ()
+    return _Artifact(file, file_type, seconds, notes)
+
+
+def _check_checkout(folder: str) -> Check:
+    try:
+        Checkout.at(folder)
+    except UsageError as exc:
+        return Check(unavailable=str(exc))
+    return Check()
 
 
 def _without_making(artifact: _Artifact) -> tuple[str, ...]:

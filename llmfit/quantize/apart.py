@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -24,6 +23,7 @@ from typing import Any, Protocol
 
 from llmfit.errors import QuantizationError
 from llmfit.quantize._gptqmodel import LayerProgress, Layers
+from llmfit.quantize.child import end_with_parent, ending, environment
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,14 +63,12 @@ def quantize_apart(job: Job, progress: LayerProgress) -> None:
     Raises QuantizationError, also when the child is killed (memory), and OSError where the disk
     refuses.
     """
-    package_root = str(Path(__file__).resolve().parents[2])
-    path = os.pathsep.join(filter(None, (package_root, os.environ.get("PYTHONPATH"))))
     # GPTQModel writes a folder "logs" into the current one.
     with tempfile.TemporaryDirectory(prefix="llmfit-quantize-") as scratch:
-        _run_child(job, progress, scratch, {**os.environ, "PYTHONPATH": path})
+        _run_child(job, progress, scratch)
 
 
-def _run_child(job: Job, progress: LayerProgress, cwd: str, environment: dict[str, str]) -> None:
+def _run_child(job: Job, progress: LayerProgress, cwd: str) -> None:
     child = subprocess.Popen(
         [sys.executable, "-m", "llmfit.quantize.apart"],
         stdin=subprocess.PIPE,
@@ -78,7 +76,7 @@ def _run_child(job: Job, progress: LayerProgress, cwd: str, environment: dict[st
         text=True,
         encoding="utf-8",
         cwd=cwd,
-        env=environment,
+        env=environment(),
     )
     assert child.stdin is not None and child.stdout is not None
     done = False
@@ -94,7 +92,7 @@ def _run_child(job: Job, progress: LayerProgress, cwd: str, environment: dict[st
         child.wait()
     if not done:
         raise QuantizationError(
-            f"quantising {job.model_path} by {job.method} ended with {_ending(code)}.",
+            f"quantising {job.model_path} by {job.method} ended with {ending(code)}.",
             hint="a machine with more memory, or --checkpoint for a ready one",
         )
 
@@ -110,20 +108,13 @@ def _receive(message: dict[str, Any], progress: LayerProgress) -> bool:
     return "done" in message
 
 
-def _ending(code: int) -> str:
-    if code >= 0:
-        return f"exit code {code}"
-    name = signal.Signals(-code).name
-    return f"signal {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
-
-
 def main() -> None:
     """The child: do the job on stdin and report on stdout."""
     # Messages keep the real stdout; prints of the libraries join stderr.
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     job = json.loads(sys.stdin.readline())
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
 
     def send(**message: object) -> None:
         channel.write(json.dumps(message) + "\n")
@@ -155,11 +146,6 @@ def _work(job: dict[str, Any], progress: LayerProgress) -> None:
         device=job["device"],
         progress=progress,
     )
-
-
-def _end_with_parent() -> None:
-    sys.stdin.read()
-    os._exit(1)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """A model folder as a quantised GGUF file, made once and cached.
 
     folder ─► convert (16 or 32 bits, lossless) ─► llama.cpp's quantiser ─► model.gguf
+              our converter, or a llama.cpp checkout's
 
 A type such as Q4_K_M is a mixture chosen by llama.cpp per tensor, and a tensor whose rows the
 type's block does not divide gets another type: ``gguf_types`` tells what became of it.
@@ -14,11 +15,8 @@ from pathlib import Path
 
 from llmfit.errors import QuantizationError
 from llmfit.quantize.cache import ArtifactCache, Setting
-from llmfit.quantize.gguf_convert import (
-    FLOAT_FILE_TYPES,
-    convert,
-    stored_dtype,
-)
+from llmfit.quantize.gguf_checkout import Checkout
+from llmfit.quantize.gguf_convert import FLOAT_FILE_TYPES, FloatType, convert, stored_dtype
 
 FILE_TYPES: Mapping[str, int] = {
     "q2_k": 10,
@@ -56,23 +54,36 @@ def make_gguf(
     cache: ArtifactCache,
     threads: int,
     progress: Callable[[str, int, int], None],
+    checkout: Checkout | None = None,
 ) -> tuple[Path, float | None]:
     """The GGUF file of the model ``folder`` in ``file_type``, and the seconds that making it took.
 
-    None seconds mean that it was cached. Raises ModelLoadError for a model that cannot be
-    converted, QuantizationError where llama.cpp refuses.
+    With ``checkout`` its converter is used, for every architecture. None seconds mean that it
+    was cached. Raises ModelLoadError for a model that cannot be converted, QuantizationError
+    where llama.cpp refuses.
     """
+
+    def write(target: Path, dtype: FloatType) -> None:
+        if checkout is None:
+            convert(folder, target, dtype=dtype, progress=progress)
+            return
+        progress("convert", 0, 0)
+        checkout.convert(folder, target, dtype=dtype)
 
     def make(target: Path) -> None:
         if file_type in FLOAT_FILE_TYPES:
-            convert(folder, target / _FILE, dtype=file_type, progress=progress)  # type: ignore[arg-type]
+            write(target / _FILE, file_type)  # type: ignore[arg-type]
             return
         whole = target / "unquantised.gguf"
-        convert(folder, whole, dtype=stored_dtype(folder), progress=progress)
+        write(whole, stored_dtype(folder))
         quantize(whole, target / _FILE, file_type, threads=threads, progress=progress)
         whole.unlink()
 
-    settings: dict[str, Setting] = {"type": file_type, "converter": CONVERTER_VERSION}
+    settings: dict[str, Setting] = {"type": file_type}
+    if checkout is None:
+        settings["converter"] = CONVERTER_VERSION
+    else:
+        settings["llama_cpp"] = checkout.content_hash()
     artifact, seconds = cache.get_or_make("gguf", folder, settings, make)
     return artifact / _FILE, seconds
 
