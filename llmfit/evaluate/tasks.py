@@ -1,76 +1,164 @@
-"""lm-eval task definitions over local files, and by lm-eval's own names.
+"""lm-eval's tasks: the two with columns of their own, and any other by its name.
 
-A HellaSwag file is the official JSON-lines form. A text file is plain text; documents are parted
-by lines that hold only ``<|endoftext|>``, and a file without one is a single document.
+settings ─► check_tasks (before any row)
+        └─► hellaswag_task, text_task ─► run_task ─► HellaSwag, Perplexity
+        └─► task_index ────────────────► run_named ─► TaskResult
 """
 
 from __future__ import annotations
 
-import json
-import re
+import logging
+import math
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from difflib import get_close_matches
+from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from llmfit.errors import EvaluationError
+from llmfit.device import is_out_of_memory
+from llmfit.errors import EvaluationError, TaskUnavailable, UsageError
+from llmfit.evaluate.datasets_ import (
+    Text,
+    load_questions,
+    local_datasets,
+    read_documents,
+    read_hellaswag,
+)
+from llmfit.records import EvaluationSettings, TaskMetric, TaskResult
 
-HELLASWAG_KEYS = ("activity_label", "ctx_a", "ctx_b", "endings", "label")
-_SEPARATOR = re.compile(r"^<\|endoftext\|>\s*$", re.MULTILINE)
+HELLASWAG = "hellaswag"
+WIKITEXT = "wikitext"
+COLUMNS = (HELLASWAG, WIKITEXT)
+"""Tasks that have columns of their own."""
 
-
-def read_hellaswag(path: Path) -> list[dict[str, Any]]:
-    """The questions of a HellaSwag JSON-lines file. Raises EvaluationError naming the line."""
-    docs = []
-    for number, line in enumerate(_read(path).splitlines(), start=1):
-        if line.strip():
-            docs.append(_question(line, f"{path}, line {number}"))
-    if not docs:
-        raise EvaluationError(f"{path} holds no question.", hint="a HellaSwag JSON-lines file")
-    return docs
-
-
-def _question(line: str, where: str) -> dict[str, Any]:
-    try:
-        doc = json.loads(line)
-    except json.JSONDecodeError as exc:
-        raise EvaluationError(f"{where} is not JSON: {exc}.") from exc
-    missing = [key for key in HELLASWAG_KEYS if not isinstance(doc, dict) or key not in doc]
-    if missing:
-        raise EvaluationError(f"{where} has no {', '.join(missing)}.")
-    endings, label = doc["endings"], str(doc["label"])
-    if not isinstance(endings, list) or len(endings) < 2:
-        raise EvaluationError(f"{where}: endings must be a list of at least two texts.")
-    if not label.isdigit() or int(label) >= len(endings):
-        raise EvaluationError(f"{where}: label {doc['label']!r} names none of the endings.")
-    return {key: doc[key] for key in HELLASWAG_KEYS} | {"label": label}
+_BOOTSTRAP_ITERATIONS = 1000
+"""For standard errors of medians, F1, BLEU and the like; those of means are a formula."""
+_SEEDS = {
+    "random_seed": 0,
+    "numpy_random_seed": 1234,
+    "torch_random_seed": 1234,
+    "fewshot_random_seed": 1234,
+}
+"""lm-eval's defaults, fixed: published few-shot figures were drawn with them."""
+_NEAR = 3
 
 
-def read_documents(path: Path) -> list[str]:
-    """The documents of a text file, stripped. Raises EvaluationError where there are none."""
-    documents = [part.strip() for part in _SEPARATOR.split(_read(path))]
-    documents = [document for document in documents if document]
-    if not documents:
-        raise EvaluationError(f"{path} holds no text.", hint="a UTF-8 text file")
-    return documents
+# ---------------------------------------------------------------- what is asked for
 
 
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as exc:
-        raise EvaluationError(f"cannot read {path}: {exc.strerror}.") from exc
-    except UnicodeDecodeError as exc:
-        raise EvaluationError(f"{path} is not UTF-8 text: {exc.reason}.") from exc
+def check_tasks(settings: EvaluationSettings) -> None:
+    """Raise what can be known to be wrong with ``settings`` before any row runs.
+
+    UsageError for no task, a repeated or unknown one, a missing folder or file, or a file that no
+    task reads; EvaluationError naming a damaged file's line. Imports lm-eval's index (no torch;
+    some seconds) only for tasks other than the two with columns.
+    """
+    if not settings.tasks:
+        raise UsageError("no task is named.", hint="--no-eval to score nothing")
+    for name in settings.tasks:
+        if settings.tasks.count(name) > 1:
+            raise UsageError(f"task {name!r} is named twice.")
+    _check_file(settings, "--hellaswag-file", settings.hellaswag_file, HELLASWAG)
+    _check_file(settings, "--text-file", settings.text_file, WIKITEXT)
+    _include_path(settings)
+    if find_spec("lm_eval") is not None:  # without it, each row says so itself
+        task_index(settings)
 
 
-def hellaswag_task(path: Path | None) -> dict[str, Any] | str:
-    """lm-eval's ``hellaswag``, with its questions from ``path`` where one is given."""
-    if path is None:
-        return "hellaswag"
+def _check_file(settings: EvaluationSettings, flag: str, given: str | None, task: str) -> None:
+    if given is None:
+        return
+    if task not in settings.tasks:
+        raise UsageError(f"{flag} is given, and {task} is not among the tasks.", hint="drop one")
+    path = Path(given).expanduser()
+    if not path.exists():
+        raise UsageError(f"{flag}: there is no file or folder {path}.")
+    if path.is_file():
+        (read_hellaswag if task == HELLASWAG else read_documents)(path)
+
+
+def _include_path(settings: EvaluationSettings) -> Path | None:
+    if settings.include_path is None:
+        return None
+    folder = Path(settings.include_path).expanduser()
+    if not folder.is_dir():
+        raise UsageError(
+            f"--include-path: there is no folder {folder}.",
+            hint="the folder that holds your tasks' YAML files",
+        )
+    return folder.resolve()
+
+
+def other_tasks(settings: EvaluationSettings) -> tuple[str, ...]:
+    """The tasks without columns of their own."""
+    return tuple(name for name in settings.tasks if name not in COLUMNS)
+
+
+def task_index(settings: EvaluationSettings) -> Any:
+    """lm-eval's TaskManager with all of ``other_tasks``; None where there are none.
+
+    Only the folder of own tasks is indexed where it alone will do: lm-eval's own tasks are
+    14,000 names and take seconds. Raises UsageError naming an unknown task and its neighbours.
+    """
+    names = other_tasks(settings)
+    if not names:
+        return None
+    from lm_eval.tasks import TaskManager
+
+    _quieten()
+    folder = _include_path(settings)
+    if folder is not None:
+        own = TaskManager(include_path=folder, include_defaults=False)
+        # Groups and tags may have members among lm-eval's own tasks.
+        if set(names) <= set(own.all_subtasks):
+            return own
+    index = TaskManager(include_path=folder)
+    for name in names:
+        if name not in index.task_index:
+            raise _unknown(name, index.all_tasks, folder)
+    return index
+
+
+def _unknown(name: str, known: Sequence[str], folder: Path | None) -> UsageError:
+    near = get_close_matches(name, known, n=_NEAR)
+    message = f"lm-eval has no task {name!r}"
+    message += f"; near it are {', '.join(near)}" if near else ""
+    broken = [] if folder is None else list(_unreadable(folder))
+    message += "".join(f"; {reason}" for reason in broken)
+    where = "--include-path FOLDER for tasks of your own"
+    if folder is not None:
+        where = f"`task: {name}` in a YAML file in {folder}"
+    return UsageError(f"{message}.", hint=f"`lm-eval ls tasks` for all names, or {where}")
+
+
+def _unreadable(folder: Path) -> Iterator[str]:
+    """Why files of own tasks were passed over: lm-eval's index does so in silence."""
+    import yaml  # type: ignore[import-untyped]
+
+    for path in sorted(folder.rglob("*.yaml")):
+        try:
+            yaml.compose(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as exc:
+            yield f"{path} is not readable YAML ({' '.join(str(exc).split())})"
+
+
+# ---------------------------------------------------------------- definitions
+
+
+def hellaswag_task(path: Path | None) -> dict[str, Any]:
+    """lm-eval's ``hellaswag`` over the questions of a file or folder; None: caches or the hub.
+
+    ``metadata.notes`` holds what to know about the data. Raises as ``load_questions`` does.
+    """
     from lm_eval.tasks.hellaswag.utils import process_docs
 
+    questions = load_questions(path)
     return {
-        "task": "hellaswag_local",
-        "custom_dataset": _in_memory(read_hellaswag(path)),
+        "task": HELLASWAG if path is None else "hellaswag_local",
+        "custom_dataset": _in_memory(questions.rows),
         "dataset_path": str(path),
         "output_type": "multiple_choice",
         "validation_split": "validation",
@@ -82,43 +170,187 @@ def hellaswag_task(path: Path | None) -> dict[str, Any] | str:
             {"metric": metric, "aggregation": "mean", "higher_is_better": True}
             for metric in ("acc", "acc_norm")
         ],
-        "metadata": {"version": 1.0},
+        "metadata": {"version": 1.0, "notes": questions.notes},
     }
 
 
-def text_task(path: Path | None) -> dict[str, Any] | str:
-    """lm-eval's ``wikitext``, or the same measures over the documents of ``path``."""
-    if path is None:
-        return "wikitext"
-    documents = [{"page": document} for document in read_documents(path)]
+def text_task(path: Path | None, text: Text, limit: int | None) -> dict[str, Any]:
+    """lm-eval's ``wikitext`` over the first ``limit`` documents of ``text``, read from ``path``."""
+    from lm_eval.tasks.wikitext.preprocess_wikitext import process_results
+
+    pairs = zip(text.originals[:limit], text.documents[:limit], strict=True)
     return {
-        "task": "text_local",
-        "custom_dataset": _in_memory(documents),
+        "task": WIKITEXT if path is None else "text_local",
+        "custom_dataset": _in_memory([{"page": page, "text": scored} for page, scored in pairs]),
         "dataset_path": str(path),
         "output_type": "loglikelihood_rolling",
         "validation_split": "validation",
         "doc_to_text": "",
-        "doc_to_target": "{{page}}",
-        "process_results": _text_results,
-        "metric_list": [{"metric": "word_perplexity"}, {"metric": "bits_per_byte"}],
-        "metadata": {"version": 1.0},
+        "doc_to_target": _scored_text,
+        "process_results": process_results,
+        "metric_list": [
+            {"metric": metric} for metric in ("word_perplexity", "byte_perplexity", "bits_per_byte")
+        ],
+        "metadata": {"version": 2.0},
     }
 
 
-def _text_results(doc: dict[str, str], results: tuple[float]) -> dict[str, tuple[float, int]]:
-    """lm-eval's wikitext measures: log-likelihood with the words and bytes it spreads over."""
-    (loglikelihood,) = results
-    words = len(re.split(r"\s+", doc["page"]))
-    size = len(doc["page"].encode())
-    return {"word_perplexity": (loglikelihood, words), "bits_per_byte": (loglikelihood, size)}
+def _scored_text(doc: dict[str, str]) -> str:
+    return doc["text"]  # a template would take a text in brackets for a Python list
 
 
-def _in_memory(docs: list[dict[str, Any]]) -> Any:
+def _in_memory(docs: Sequence[dict[str, Any]]) -> Any:
     """A dataset factory of the form lm-eval calls, over documents already read."""
 
     def make(**_: Any) -> dict[str, Any]:
         from datasets import Dataset
 
-        return {"validation": Dataset.from_list(docs)}
+        return {"validation": Dataset.from_list(list(docs))}
 
     return make
+
+
+# ---------------------------------------------------------------- running
+
+
+def run_task(adapter: Any, task: dict[str, Any], settings: EvaluationSettings) -> dict[str, Any]:
+    """lm-eval's ``results`` and ``samples`` of one task given by its definition.
+
+    Raises EvaluationError for log-likelihoods that are not finite numbers.
+    """
+    from lm_eval.tasks import TaskManager
+
+    output = _simple_evaluate(adapter, task, settings, TaskManager(include_defaults=False))
+    _check_finite(output)
+    name = task["task"]
+    return {"results": output["results"][name], "samples": output["samples"][name]}
+
+
+def run_named(
+    adapter: Any, name: str, settings: EvaluationSettings, index: Any
+) -> tuple[tuple[TaskResult, ...], tuple[str, ...]]:
+    """Results of a task, group or tag of lm-eval, groups before their members, with notes.
+
+    Raises TaskUnavailable where its data are not here or its own code fails, EvaluationError for
+    log-likelihoods that are not finite numbers.
+    """
+    try:
+        with local_datasets():
+            output = _simple_evaluate(adapter, name, settings, index)
+    except TaskUnavailable:
+        raise
+    except Exception as exc:
+        # A task is YAML and Python of anyone's: it may raise anything.
+        if is_out_of_memory(exc):
+            raise
+        raise TaskUnavailable(
+            f"it could not be run ({type(exc).__name__}: {exc}).",
+            hint="its YAML, its data and the model's context length",
+        ) from exc
+    _check_finite(output)
+    groups = set(output["group_subtasks"])
+    ordered = sorted(output["results"], key=lambda member: member not in groups)
+    results, notes = [], []
+    for member in ordered:
+        result, found = _task_result(member, output)
+        notes += found
+        if result.metrics:
+            results.append(result)
+    return tuple(results), tuple(notes)
+
+
+def _simple_evaluate(
+    adapter: Any, task: dict[str, Any] | str, settings: EvaluationSettings, index: Any
+) -> dict[str, Any]:
+    from lm_eval import simple_evaluate
+
+    _quieten()
+    with _one_process():
+        output = simple_evaluate(
+            model=adapter,
+            tasks=[task],
+            task_manager=index,
+            limit=settings.limit,
+            bootstrap_iters=_BOOTSTRAP_ITERATIONS,
+            log_samples=True,
+            **_SEEDS,
+        )
+    if output is None:
+        raise EvaluationError(f"lm-eval gave no result for {task}.")
+    return output
+
+
+def _quieten() -> None:
+    """Leave out what lm-eval says about every task of its index."""
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+
+
+@contextmanager
+def _one_process() -> Iterator[None]:
+    """Keep lm-eval's bootstrap from forking this process, which holds a model and its threads."""
+    name = "DISABLE_MULTIPROC"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+def _check_finite(output: dict[str, Any]) -> None:
+    """Raise EvaluationError where the model gave a log-likelihood that is no finite number."""
+    samples = chain.from_iterable(output["samples"].values())
+    for response in chain.from_iterable(chain.from_iterable(doc["resps"] for doc in samples)):
+        score = response[0] if isinstance(response, tuple) else response
+        if isinstance(score, float) and not math.isfinite(score):
+            raise EvaluationError(
+                "the model's log-probabilities are not finite numbers.",
+                hint="another format: this one overflows or is damaged",
+            )
+
+
+def _task_result(name: str, output: dict[str, Any]) -> tuple[TaskResult, list[str]]:
+    """One task's or group's result, and a note for each metric that is no finite number."""
+    results = output["results"][name]
+    better = output["higher_is_better"].get(name) or {}
+    metrics, notes = [], []
+    for key, value in results.items():
+        metric, comma, chosen_filter = key.partition(",")
+        if not comma or metric.endswith("_stderr"):
+            continue
+        number = _number(value)
+        if number is None:
+            notes.append(f"{name}: {metric} is {value!r}, not a number, and left out")
+            continue
+        metrics.append(
+            TaskMetric(
+                name=metric,
+                filter=chosen_filter,
+                value=number,
+                stderr=_number(results.get(f"{metric}_stderr,{chosen_filter}")),
+                higher_is_better=better.get(metric),
+            )
+        )
+    version = output["versions"].get(name)
+    return (
+        TaskResult(
+            task=name,
+            version=None if version is None else str(version),
+            n=results.get("sample_len"),
+            num_fewshot=output["n-shot"].get(name),
+            metrics=tuple(metrics),
+        ),
+        notes,
+    )
+
+
+def _number(value: Any) -> float | None:
+    """A finite number as a float; None for anything else, as lm-eval's ``N/A``."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None

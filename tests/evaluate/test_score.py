@@ -13,8 +13,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from llmfit.backends.base import LoadedModel
 from llmfit.backends.registry import get_backend
 from llmfit.evaluate.adapter import ModelAdapter
+from llmfit.evaluate.datasets_ import read_documents
 from llmfit.evaluate.score import evaluate
-from llmfit.evaluate.tasks import hellaswag_task, read_documents
+from llmfit.evaluate.tasks import hellaswag_task
 from llmfit.models import data_path
 from llmfit.records import EvaluationSettings, ModelSpec, Plan
 from llmfit.testing import FakeModel, make_model
@@ -25,8 +26,8 @@ def load(spec: ModelSpec, backend: str = "bf16") -> LoadedModel:
     return get_backend(backend).load(Plan(backend=backend, model=spec, device="cpu"))
 
 
-def plain_loss(spec: ModelSpec, documents: list[str], window: int) -> tuple[float, int]:
-    """Mean negative log-likelihood per token of a plain transformers loop in bfloat16.
+def plain_bits_per_byte(spec: ModelSpec, documents: list[str], window: int) -> float:
+    """Bits per byte of a plain transformers loop in bfloat16.
 
     Each document starts from BOS; later windows start from the token before them, and a
     document's last window reaches back to keep its length, as lm-eval's does.
@@ -35,7 +36,7 @@ def plain_loss(spec: ModelSpec, documents: list[str], window: int) -> tuple[floa
     model = AutoModelForCausalLM.from_pretrained(
         spec.path, dtype=torch.bfloat16, attn_implementation="eager"
     )
-    total, count = 0.0, 0
+    total = 0.0
     for document in documents:
         ids = tokenizer(document, add_special_tokens=False)["input_ids"]
         ids = [tokenizer.bos_token_id, *ids]
@@ -48,40 +49,34 @@ def plain_loss(spec: ModelSpec, documents: list[str], window: int) -> tuple[floa
             total += torch.nn.functional.cross_entropy(
                 logits[-scored:], piece[0, -scored:], reduction="sum"
             ).item()
-            count += scored
-    return total / count, count
+    return total / math.log(2) / sum(len(document.encode()) for document in documents)
 
 
-def test_perplexity_equals_a_plain_loop_on_a_real_model(
+def test_lm_evals_measures_equal_a_plain_loop_on_a_real_model(
     stories260k: ModelSpec, shared_data: Path
 ) -> None:
-    """The bf16 row's loss agrees with a plain transformers loop within 0.5 %."""
+    """The bf16 row's bits per byte agree with a plain transformers loop within 0.5 %."""
     path = shared_data / "tinystories_sample.txt"
-    settings = EvaluationSettings(
-        hellaswag_file=str(data_path("hellaswag.jsonl")), text_file=str(path), limit=5
-    )
+    settings = EvaluationSettings(tasks=("wikitext",), text_file=str(path))
     with load(stories260k) as model:
-        scored = evaluate(model, stories260k, settings).perplexity
-    assert scored is not None
-    # 511 scored tokens a window: 512 ids with the one of context.
-    loss, count = plain_loss(stories260k, read_documents(path), window=511)
-    assert scored.n_tokens == count
-    assert math.log(scored.token) == pytest.approx(loss, rel=0.005)
+        quality = evaluate(model, stories260k, settings)
+    scored = quality.perplexity
+    assert quality.hellaswag is None and quality.notes == ()
+    assert scored is not None and scored.byte is not None and scored.task == "text_local"
+    expected = plain_bits_per_byte(stories260k, read_documents(path), window=512)
+    assert scored.bits_per_byte == pytest.approx(expected, rel=0.005)
+    assert math.log2(scored.byte) == pytest.approx(expected, rel=0.005)
 
 
-def test_perplexity_equals_a_plain_loop_on_the_embedded_model(embedded: ModelSpec) -> None:
-    """The same, with windows shorter than the documents."""
-    settings = EvaluationSettings(limit=3, ppl_window=33)
+def test_lm_evals_measures_equal_a_plain_loop_on_the_embedded_model(embedded: ModelSpec) -> None:
+    """The same, with windows shorter than the documents, on the first documents only."""
+    settings = EvaluationSettings(tasks=("wikitext",), limit=3, ppl_window=33)
     with load(embedded) as model:
         scored = evaluate(model, embedded, settings).perplexity
-    assert scored is not None
+    assert scored is not None and scored.n_documents == 3
     documents = read_documents(data_path("text.txt"))[:3]
-    ids = AutoTokenizer.from_pretrained(embedded.path)
-    assert scored.n_tokens == sum(
-        len(ids(document, add_special_tokens=False)["input_ids"]) for document in documents
-    )
-    loss, _ = plain_loss(embedded, documents, window=32)
-    assert math.log(scored.token) == pytest.approx(loss, rel=0.005)
+    expected = plain_bits_per_byte(embedded, documents, window=33)
+    assert scored.bits_per_byte == pytest.approx(expected, rel=0.005)
 
 
 def test_a_uniform_model_has_its_vocabulary_as_perplexity(tmp_path: Path) -> None:
@@ -95,6 +90,7 @@ def test_a_uniform_model_has_its_vocabulary_as_perplexity(tmp_path: Path) -> Non
     assert quality.perplexity is not None and quality.hellaswag is not None
     assert quality.perplexity.token == pytest.approx(256)
     assert quality.perplexity.bits_per_byte == pytest.approx(8)
+    assert quality.perplexity.byte == pytest.approx(256)
     assert quality.perplexity.n_tokens == len("one two three\n") * 40 - 1 + len("four five")
     # Per word: 256 to the bytes of a word; the first document has 120 words, the second 2.
     words = 120 + 2

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from llmfit.errors import EvaluationError
-from llmfit.evaluate.tasks import read_documents, read_hellaswag
+from llmfit.evaluate.datasets_ import read_documents, read_hellaswag
 
 QUESTION = {
     "activity_label": "Baking",
