@@ -35,7 +35,12 @@ def load_bnb(plan: Plan, quantization: Any | None, dtype: str, notes: tuple[str,
         quantized_share=share,
         notes=(*notes, share_note(share)),
     )
-    return HfModel(model, tokenizer=load_tokenizer(plan.model.path), info=info)
+    return HfModel(
+        model,
+        tokenizer=load_tokenizer(plan.model.path),
+        info=info,
+        kv_cache_dtype=plan.kv_cache_dtype,
+    )
 
 
 def keep_odd_layers_unpacked(model: Any) -> tuple[str, ...]:

@@ -2,39 +2,40 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llmfit.backends._checkpoint import given_checkpoint, quantized_config
 from llmfit.backends._hf import (
     HfModel,
+    TorchBackend,
     fused_attention,
     linear_kernel,
     load_causal_lm,
     share_note,
     weights_bytes,
 )
+from llmfit.backends._packed import loadable
 from llmfit.backends._tokenizer import load_tokenizer
 from llmfit.backends.base import (
     TORCH,
-    Backend,
     LoadedModel,
     LoadInfo,
     Package,
     Progress,
     no_progress,
 )
-from llmfit.errors import ModelLoadError, UsageError
-from llmfit.models import local_folder, resolve
+from llmfit.errors import ModelLoadError
+from llmfit.quantization import Facts, stored_quantization
 from llmfit.quantize._gptqmodel import BITS, import_gptqmodel, plan_layers
 from llmfit.quantize.apart import Job, quantize_apart
 from llmfit.quantize.cache import ArtifactCache, Setting
 from llmfit.quantize.calibration import calibration_file, load_calibration
 from llmfit.quantize.fingerprint import file_hash
-from llmfit.records import Kernel, ModelSpec, Plan
+from llmfit.records import Kernel, Plan
 
 if TYPE_CHECKING:
     from torch import nn
@@ -47,10 +48,6 @@ PACKAGES = (
 )
 SEQUENCE_TOKENS = 512
 """Length of a calibration sequence; the model's context where that is shorter."""
-_SHAPE = (
-    "model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-    "num_key_value_heads", "head_dim", "vocab_size",
-)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,8 +58,13 @@ class _Artifact:
     quantize_s: float | None = None
     notes: tuple[str, ...] = ()
 
+    def config(self, device: str) -> Any:
+        """transformers' config with which it loads on ``device``. Raises ModelLoadError."""
+        said = stored_quantization(self.folder) or {}
+        return quantized_config(self.folder, loadable(self.folder, said, device=device))
 
-class GptqModelBackend(Backend):
+
+class GptqModelBackend(TorchBackend):
     """A format that GPTQModel quantises and whose checkpoints transformers loads with it."""
 
     packages = PACKAGES
@@ -81,14 +83,11 @@ class GptqModelBackend(Backend):
     def load(self, plan: Plan, progress: Progress = no_progress) -> LoadedModel:
         """See ``Backend.load``."""
         import_gptqmodel()
-        if plan.checkpoint is not None:
-            artifact = self._given(plan.checkpoint, plan.model)
-        elif plan.model.quantization is not None:
-            artifact = _Artifact(folder=Path(plan.model.path), notes=(_describe(plan.model.path),))
-        else:
-            artifact = self._make(plan, progress)
+        artifact = self._artifact(plan, progress)
         attention, attention_notes = fused_attention(str(artifact.folder))
-        model = load_causal_lm(str(artifact.folder), plan, attention=attention)
+        model = load_causal_lm(
+            str(artifact.folder), plan, attention=attention, config=artifact.config(plan.device)
+        )
         repack(model)
         share = quantized_share(model)
         info = LoadInfo(
@@ -100,7 +99,21 @@ class GptqModelBackend(Backend):
             artifact=str(artifact.folder),
             quantize_s=artifact.quantize_s,
         )
-        return HfModel(model, tokenizer=load_tokenizer(plan.model.path), info=info)
+        return HfModel(
+            model,
+            tokenizer=load_tokenizer(plan.model.path),
+            info=info,
+            kv_cache_dtype=plan.kv_cache_dtype,
+        )
+
+    def _artifact(self, plan: Plan, progress: Progress) -> _Artifact:
+        if plan.checkpoint is None and plan.model.quantization is None:
+            return self._make(plan, progress)
+        spec = plan.model
+        if plan.checkpoint is not None:
+            spec = given_checkpoint(self.id, self.loads_quantized, plan.checkpoint, plan.model)
+        folder = Path(spec.path)
+        return _Artifact(folder=folder, notes=(_describe(stored_quantization(folder) or {}),))
 
     def _make(self, plan: Plan, progress: Progress) -> _Artifact:
         import torch
@@ -146,24 +159,6 @@ class GptqModelBackend(Backend):
             notes.append(f"in bf16, as their shape does not divide: {', '.join(layers.kept)}")
         return _Artifact(folder=folder, quantize_s=seconds, notes=tuple(notes))
 
-    def _given(self, checkpoint: str, wanted: ModelSpec) -> _Artifact:
-        spec = local_folder(resolve(checkpoint))
-        if spec.quantization not in self.loads_quantized:
-            raise UsageError(
-                f"--checkpoint {self.id}={checkpoint}: its quantization_config says "
-                f"{spec.quantization or 'nothing'}, this row loads {self.id} only.",
-                hint=f"a {self.id} checkpoint, or leave it out to quantise here",
-            )
-        for fact in _SHAPE:
-            theirs, ours = getattr(spec, fact), getattr(wanted, fact)
-            if theirs != ours:
-                raise ModelLoadError(
-                    f"--checkpoint {self.id}={checkpoint} is of another model: its {fact} is "
-                    f"{theirs}, {wanted.name} has {ours}.",
-                    hint=f"a {self.id} checkpoint of {wanted.name}",
-                )
-        return _Artifact(folder=Path(spec.path), notes=(_describe(spec.path),))
-
 
 def repack(model: nn.Module) -> None:
     """Run one token, so that loading and not the first prompt pays for the kernels' own layout.
@@ -176,7 +171,7 @@ def repack(model: nn.Module) -> None:
     try:
         with torch.inference_mode():
             model(ids, use_cache=False)
-    except (RuntimeError, ValueError, NotImplementedError) as exc:
+    except (RuntimeError, ValueError, NotImplementedError, ImportError) as exc:
         raise ModelLoadError(
             f"the kernel {linear_kernel(model)} cannot run this checkpoint: {exc}",
             hint="the unquantised model, which is then quantised to shapes that the kernel takes",
@@ -196,15 +191,10 @@ def quantized_share(model: nn.Module) -> float:
     return float(quantized / (quantized + other))
 
 
-def _describe(path: str) -> str:
+def _describe(said: Facts) -> str:
     """What a ready checkpoint's config says about how it was quantised."""
-    config: dict[str, Any] = json.loads((Path(path) / "config.json").read_text("utf-8"))
-    quantization = config["quantization_config"]
-    facts = [
-        f"{quantization.get('bits', '?')} bits",
-        f"group size {quantization.get('group_size', '?')}",
-    ]
-    if quantization.get("desc_act"):
+    facts = [f"{said.get('bits', '?')} bits", f"group size {said.get('group_size', '?')}"]
+    if said.get("desc_act"):
         facts.append("activation order")
     return f"ready checkpoint: {', '.join(facts)}"
 

@@ -6,13 +6,15 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmfit.backends._tokenizer import load_tokenizer
-from llmfit.backends.base import Backend, LoadedModel, LoadInfo, Tokenizer
+from llmfit.backends.base import Backend, Check, LoadedModel, LoadInfo, Package, Tokenizer
 from llmfit.errors import EvaluationError, ModelLoadError, UsageError
-from llmfit.records import Kernel, Plan
+from llmfit.planning.kv_cache import group_size
+from llmfit.records import Kernel, KvCacheDtype, Plan
 from llmfit.units import format_percent
 
 if TYPE_CHECKING:
@@ -20,9 +22,29 @@ if TYPE_CHECKING:
 
     from llmfit.decode.base import Decoder, LogitsVisitor, Window, WindowScore
 
+KV_CACHE_PACKAGE = Package("hqq", "hqq")
+"""Quantises the KV cache where the plan asks for it."""
+
 
 class TorchBackend(Backend):
     """What the backends that run a transformers model have in common."""
+
+    def check(self, plan: Plan) -> Check:
+        """As the base, and what a quantised KV cache needs where the plan asks for one."""
+        outcome = super().check(plan)
+        if outcome != Check() or plan.kv_cache_dtype is None:
+            return outcome
+        if KV_CACHE_PACKAGE.installed() is None:
+            return Check(
+                unavailable=f"hqq not installed, for --kv-cache-dtype {plan.kv_cache_dtype}: "
+                "pip install 'llmfit[kv]'"
+            )
+        if group_size(plan.model.head_dim) is None:
+            return Check(
+                skipped=f"--kv-cache-dtype {plan.kv_cache_dtype} needs a head size in multiples "
+                f"of 32; {plan.model.name} has {plan.model.head_dim}"
+            )
+        return outcome
 
     def prepare(self, plan: Plan) -> None:
         """As the base; also imports the model's own class and wakes the matrix library."""
@@ -37,7 +59,11 @@ class TorchBackend(Backend):
 
 
 class HfModel(LoadedModel):
-    """A transformers causal language model in memory, whatever its linear layers are."""
+    """A transformers causal language model in memory, whatever its linear layers are.
+
+    With ``kv_cache_dtype`` it decodes and scores over transformers' quantised cache, says so in its
+    notes, and raises ModelLoadError where the model cannot have one.
+    """
 
     def __init__(
         self,
@@ -46,14 +72,16 @@ class HfModel(LoadedModel):
         tokenizer: Tokenizer,
         info: LoadInfo,
         compiled: bool = False,
+        kv_cache_dtype: KvCacheDtype | None = None,
     ) -> None:
         config: Any = model.config.get_text_config()  # type: ignore[union-attr,operator]
         self.model = model
         self.tokenizer = tokenizer
-        self.info = info
+        self.info = info if kv_cache_dtype is None else _with_cache(info, model, kv_cache_dtype)
         self.vocab_size = int(config.vocab_size)
         self.context_length = int(config.max_position_embeddings)
         self._compiled = compiled
+        self._kv_cache_dtype = kv_cache_dtype
 
     def decoder(self, *, batch: int, capacity: int) -> Decoder:
         """See ``LoadedModel.decoder``."""
@@ -71,14 +99,13 @@ class HfModel(LoadedModel):
             capacity=capacity,
             pad_id=self._pad_id(),
             compiled=self._compiled,
+            kv_cache_dtype=self._kv_cache_dtype,
         )
 
     def score(
         self, windows: Sequence[Window], *, batch_tokens: int, visit: LogitsVisitor | None = None
     ) -> Iterator[WindowScore]:
         """See ``LoadedModel.score``."""
-        from llmfit.decode.torch_scoring import score_windows
-
         longest = max((len(window.ids) - 1 for window in windows), default=0)  # fed, not predicted
         if longest > self.context_length:
             raise EvaluationError(
@@ -86,6 +113,14 @@ class HfModel(LoadedModel):
                 f"{self.context_length}.",
                 hint="a smaller --ppl-window",
             )
+        if self._kv_cache_dtype is not None:
+            from llmfit.decode.cached_scoring import score_windows_cached
+
+            return score_windows_cached(
+                self.model, windows, self._kv_cache_dtype, batch_tokens=batch_tokens, visit=visit
+            )
+        from llmfit.decode.torch_scoring import score_windows
+
         return score_windows(
             self.model, windows, batch_tokens=batch_tokens, pad_id=self._pad_id(), visit=visit
         )
@@ -98,11 +133,20 @@ class HfModel(LoadedModel):
         return self.tokenizer.eos_id or 0
 
 
+def _with_cache(info: LoadInfo, model: nn.Module, dtype: KvCacheDtype) -> LoadInfo:
+    """``info`` with what the quantised KV cache is; raises ModelLoadError where there is none."""
+    from llmfit.decode.quantized_cache import describe, quantized_cache
+
+    quantized_cache(model, dtype)
+    kernel = replace(info.kernel, attention=f"{info.kernel.attention}, KV {dtype} (hqq)")
+    return replace(info, kernel=kernel, notes=(*info.notes, describe(model, dtype)))
+
+
 def load_causal_lm(path: str, plan: Plan, *, attention: str, **options: Any) -> nn.Module:
     """``AutoModelForCausalLM`` from a folder, in bf16, on the plan's device, in eval mode.
 
     ``options`` go to ``from_pretrained`` (a quantisation config, say). Only safetensors are
-    read and no code of the model's own is run. Raises ModelLoadError.
+    read and no code of the model's own is run. Raises ModelLoadError, also for missing tensors.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -115,19 +159,26 @@ def load_causal_lm(path: str, plan: Plan, *, attention: str, **options: Any) -> 
             hint="convert the weights to safetensors, or name another folder",
         )
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model, report = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=torch.bfloat16,
             attn_implementation=attention,
             device_map={"": plan.device},
             use_safetensors=True,
             local_files_only=True,
+            output_loading_info=True,
             **options,
         )
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError) as exc:
         raise ModelLoadError(
             f"transformers cannot load {path}: {type(exc).__name__}: {exc}",
         ) from exc
+    absent = sorted(report["missing_keys"])
+    if absent:  # transformers fills them with random numbers and a warning
+        raise ModelLoadError(
+            f"{path} lacks {len(absent)} tensors of the model, {absent[0]} among them.",
+            hint="all files of the checkpoint, and the config.json that belongs to them",
+        )
     model.eval()
     module: nn.Module = model
     return module
@@ -219,4 +270,10 @@ def load_plain(plan: Plan, *, attention: str, compiled: bool = False) -> HfModel
         quantized_share=0.0,
         notes=notes,
     )
-    return HfModel(model, tokenizer=load_tokenizer(plan.model.path), info=info, compiled=compiled)
+    return HfModel(
+        model,
+        tokenizer=load_tokenizer(plan.model.path),
+        info=info,
+        compiled=compiled,
+        kv_cache_dtype=plan.kv_cache_dtype,
+    )

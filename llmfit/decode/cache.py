@@ -80,7 +80,7 @@ class StaticKVLayer(CacheLayerMixin):
 
     get_max_cache_shape = get_max_length  # the name of transformers before 5.20
 
-    def clear(self) -> None:
+    def reset(self) -> None:
         """Forget all tokens and return to sliced mode; the buffers stay."""
         self.fixed = False
         self.length = 0
@@ -96,11 +96,6 @@ class StaticKVCache(Cache):
 
     def __init__(self, layers: int, capacity: int) -> None:
         super().__init__(layers=[StaticKVLayer(capacity) for _ in range(layers)])
-
-    def clear(self) -> None:
-        """Forget all tokens."""
-        for layer in self.layers:
-            layer.clear()
 
     def fix(self) -> None:
         """Give all layers constant shapes, for a compiled step."""

@@ -1,4 +1,4 @@
-"""Prefill and decode of any transformers causal language model over the static cache.
+"""Prefill and decode of any transformers causal language model over a KV cache.
 
 Prefill runs the whole prompt once and is bound by arithmetic; a decode step reads every weight
 to make one token per sequence and is bound by memory bandwidth. The two are therefore separate
@@ -17,11 +17,14 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import Cache
 
 from llmfit.decode.base import GREEDY, Decoder, Sampling
 from llmfit.decode.cache import StaticKVCache
+from llmfit.decode.quantized_cache import quantized_cache
 from llmfit.decode.sampling import choose
 from llmfit.errors import ModelLoadError, UsageError
+from llmfit.records import KvCacheDtype
 
 _CACHED_LAYER_TYPES = {"full_attention", "sliding_attention"}
 
@@ -45,10 +48,12 @@ def check_cacheable(model: nn.Module) -> int:
 
 
 class TorchDecoder(Decoder):
-    """Greedy or sampled continuation of a batch with one preallocated cache.
+    """Greedy or sampled continuation of a batch over one cache.
 
-    With ``compiled`` the decode step is a ``torch.compile`` graph over constant shapes (and a
-    CUDA graph on a GPU); prefill stays eager, as its length varies.
+    The cache is preallocated; with ``kv_cache_dtype`` it is transformers' quantised one, which
+    grows. With ``compiled`` the decode step is a ``torch.compile`` graph over constant shapes (and
+    a CUDA graph on a GPU); prefill stays eager, as its length varies. A quantised cache has no
+    constant shapes: both together raise UsageError.
     """
 
     def __init__(
@@ -59,13 +64,21 @@ class TorchDecoder(Decoder):
         capacity: int,
         pad_id: int = 0,
         compiled: bool = False,
+        kv_cache_dtype: KvCacheDtype | None = None,
     ) -> None:
+        if compiled and kv_cache_dtype is not None:
+            raise UsageError(f"a compiled step cannot use a {kv_cache_dtype} KV cache: it grows.")
         self.batch, self.capacity = batch, capacity
         self.compiled = compiled
         self._model = model
         self._device = next(model.parameters()).device
         self._pad_id = pad_id
-        self._cache: StaticKVCache | None = StaticKVCache(check_cacheable(model), capacity)
+        layers = check_cacheable(model)
+        self._cache: Cache | None = (
+            StaticKVCache(layers, capacity)
+            if kv_cache_dtype is None
+            else quantized_cache(model, kv_cache_dtype)
+        )
         self._sampling = GREEDY
         self._generator: torch.Generator | None = None
         self._ids = torch.zeros((batch, 1), dtype=torch.int64, device=self._device)
@@ -84,7 +97,7 @@ class TorchDecoder(Decoder):
         """See ``Decoder.prefill``."""
         self.check_prompts(prompts)
         cache = self._live_cache()
-        cache.clear()
+        cache.reset()
         self._sampling = sampling
         if not sampling.greedy:
             self._generator = torch.Generator(self._device).manual_seed(sampling.seed)
@@ -99,7 +112,7 @@ class TorchDecoder(Decoder):
         )
         self._filled = ids.shape[1]
         self._choose(output.logits[:, -1])
-        if self.compiled:
+        if isinstance(cache, StaticKVCache) and self.compiled:
             cache.fix()
 
     @torch.inference_mode()
@@ -129,7 +142,7 @@ class TorchDecoder(Decoder):
         """Free the cache."""
         self._cache = None
 
-    def _live_cache(self) -> StaticKVCache:
+    def _live_cache(self) -> Cache:
         if self._cache is None:
             raise UsageError("this decoder is closed.")
         return self._cache
@@ -167,7 +180,7 @@ def _step_logits(
     ids: torch.Tensor,
     mask: torch.Tensor | None,
     positions: torch.Tensor | None,
-    cache: StaticKVCache,
+    cache: Cache,
 ) -> torch.Tensor:
     """Logits [B, V] after feeding ids [B, 1]; the function that ``compiled`` compiles."""
     output = model(

@@ -8,7 +8,8 @@ RMS norms. For any other architecture the prediction is None rather than a guess
 
 from __future__ import annotations
 
-from llmfit.records import Device, MemoryPrediction, ModelSpec, Workload
+from llmfit.planning.kv_cache import kv_cache_bytes
+from llmfit.records import Device, KvCacheDtype, MemoryPrediction, ModelSpec, Workload
 
 DENSE_TYPES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 
@@ -118,13 +119,6 @@ def _more_bits(layer: int, layers: int) -> bool:
     return layer < eighth or layer >= 7 * layers // 8 or (layer - eighth) % 3 == 2
 
 
-def kv_cache_bytes(spec: ModelSpec, workload: Workload) -> int:
-    """Bytes of keys and values for prompt and new tokens, in 16 bits, as the cache is allocated."""
-    tokens = workload.batch * (workload.prompt_tokens + workload.new_tokens)
-    per_token = 2 * spec.num_hidden_layers * spec.num_key_value_heads * spec.head_dim * 2
-    return tokens * per_token
-
-
 def activation_bytes(spec: ModelSpec, backend: str, workload: Workload) -> int:
     """Largest working set of the prefill, which runs the whole prompt at once.
 
@@ -141,13 +135,18 @@ def activation_bytes(spec: ModelSpec, backend: str, workload: Workload) -> int:
 
 
 def predict_memory(
-    spec: ModelSpec, backend: str, workload: Workload, device: Device
+    spec: ModelSpec,
+    backend: str,
+    workload: Workload,
+    device: Device,
+    *,
+    kv_cache_dtype: KvCacheDtype | None = None,
 ) -> MemoryPrediction | None:
     """Peak memory by part, or None where the architecture or format is not known here."""
     weights = weights_bytes(spec, backend)
     if weights is None:
         return None
-    cache = kv_cache_bytes(spec, workload)
+    cache = kv_cache_bytes(spec, workload, backend=backend, kv_cache_dtype=kv_cache_dtype)
     activations = activation_bytes(spec, backend, workload)
     runtime = _CUDA_RUNTIME_BYTES if device == "cuda" else 0
     return MemoryPrediction(
