@@ -85,7 +85,7 @@ def make_record(
     perplexities' ratio by 0.1 %. None for ``acc_norm``, ``perplexity`` or ``kl_divergence``
     leaves that one unmeasured.
     """
-    rates = [tokens_per_s * (1 + spread * offset) for offset in (-1.0, -0.5, 0.0, 0.5, 1.0)]
+    rates = [tokens_per_s * (1 + spread * offset) for offset in (0.0, -1.0, 1.0, -0.5, 0.5)]
     steps = tuple(tuple([1 / rate] * 4) for rate in rates)
     peak = int(peak_gb * GB)
     record = RunRecord(
@@ -106,8 +106,8 @@ def make_record(
             step=Latency(
                 mean_s=1 / tokens_per_s,
                 p50_s=1 / tokens_per_s,
-                p95_s=1 / rates[0],
-                p99_s=1 / rates[0],
+                p95_s=1 / min(rates),
+                p99_s=1 / min(rates),
                 samples_s=steps,
             ),
         ),

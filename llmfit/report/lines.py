@@ -86,7 +86,8 @@ def _warning(code: str, hint: str, seen: dict[str, list[str]]) -> str:
     rest = [name for names in list(seen.values())[_MESSAGES_SHOWN:] for name in names]
     if rest:
         parts = [*parts[:_MESSAGES_SHOWN], f"and likewise {', '.join(rest)}"]
-    return f"Warning {plain(code)} · {'; '.join(part.rstrip('.') for part in parts)}. {hint}"
+    told = "; ".join(part.rstrip(".") for part in parts)
+    return f"Warning {plain(code)} · {told} → {hint}"
 
 
 def reproduction(comparison: Comparison) -> tuple[str, ...]:
@@ -137,11 +138,11 @@ def _divergence(rows: tuple[RunRecord, ...], detail: Detail) -> tuple[str, ...]:
     texts: dict[str, None] = {}
     for found in (row.divergence for row in rows if row.divergence is not None):
         name = plain(found.reference)
-        text = f"KL: of {name} to the row, mean over {found.n_tokens:,} tokens of the same text"
+        text = f"KL({name} ‖ row): nats per token, mean over {found.n_tokens:,} tokens of the text"
         if detail >= Detail.ALL and found.low is not None:
             text += " (95 % bootstrap interval)"
         if detail >= Detail.AGREEMENT:
-            text += f"; top-1: tokens whose most likely successor is {name}'s"
+            text += f"; top-1: share of them whose most likely token is {name}'s too"
         texts[text] = None
     return tuple(texts)
 

@@ -9,7 +9,7 @@ from io import StringIO
 
 import pytest
 
-from llmfit.records import Comparison, from_json
+from llmfit.records import Comparison, TaskMetric, TaskResult, from_json
 from llmfit.report import render
 from llmfit.report.markdown import escape
 from llmfit.testing import make_comparison, make_model, make_record
@@ -49,6 +49,34 @@ def test_csv_keeps_full_precision_and_reads_back() -> None:
     assert float(lines[0]["hellaswag_acc_norm"]) == 0.8
     assert lines[0]["kl_divergence"] == "" and lines[0]["reason"] == ""
     assert lines[0]["pick"] == "true"
+
+
+def test_csv_has_intervals_differences_and_every_metric() -> None:
+    """Intervals, paired differences and each task's metrics stand unrounded beside the means."""
+    metrics = (
+        TaskMetric(name="exact_match", filter="strict-match", value=0.123456789, stderr=0.01),
+        TaskMetric(name="exact_match", filter="flexible-extract", value=0.2, stderr=0.02),
+        TaskMetric(name="acc", filter="none", value=0.3),
+    )
+    task = TaskResult(task="gsm8k", version="3", n=100, num_fewshot=5, metrics=metrics)
+    rows = [
+        make_record("bf16"),
+        make_record("nf4", perplexity=6.47, kl_divergence=0.0312, tasks=(task,)),
+    ]
+    bf16, nf4 = csv.DictReader(StringIO(render(make_comparison(rows), "csv")))
+    assert float(nf4["gsm8k/exact_match,strict-match"]) == 0.123456789
+    assert float(nf4["gsm8k/exact_match_stderr,flexible-extract"]) == 0.02
+    assert nf4["gsm8k/acc"] == "0.3" and nf4["gsm8k/acc_stderr"] == "" == bf16["gsm8k/acc"]
+    assert nf4["difference_from"] == "bf16" and bf16["difference_from"] == ""
+    change = float(nf4["perplexity_token_difference"])
+    assert change == pytest.approx(0.33, rel=1e-6)
+    low, high = (float(nf4[f"perplexity_token_difference_{end}"]) for end in ("low", "high"))
+    assert low < change < high
+    assert nf4["perplexity_token_difference_tie"] == "false"
+    assert nf4["hellaswag_acc_norm_difference_tie"] == "true"
+    assert float(nf4["hellaswag_acc_norm_difference_p"]) == 1.0
+    assert float(nf4["perplexity_token_low"]) < 6.47 < float(nf4["perplexity_token_high"])
+    assert float(nf4["kl_divergence"]) == 0.0312 == float(nf4["kl_divergence_p99"]) / 8
 
 
 @pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t=", "\r=", "\n="])

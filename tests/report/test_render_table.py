@@ -8,7 +8,16 @@ from dataclasses import replace
 import pytest
 from rich.cells import cell_len
 
-from llmfit.records import Comparison, Roofline, RunRecord, Status
+from llmfit.records import (
+    Comparison,
+    MeasurementWarning,
+    Roofline,
+    RunRecord,
+    Status,
+    TaskMetric,
+    TaskResult,
+)
+from llmfit.reliability import sample_warnings
 from llmfit.report import render
 from llmfit.testing import GB, make_comparison, make_model, make_record
 
@@ -36,6 +45,9 @@ def empty(row: RunRecord, status: Status, reason: str) -> RunRecord:
         memory=None,
         hellaswag=None,
         perplexity=None,
+        kl_divergence=None,
+        top1_agreement=None,
+        divergence=None,
     )
 
 
@@ -62,6 +74,7 @@ def on_gpu() -> Comparison:
             perplexity=ppl,
             device="cpu" if backend == "gguf" else "cuda",
             roofline=Roofline(limit_tokens_per_s=100.0, fraction=rate / 100),
+            kl_divergence=None if backend == "bf16" else (ppl - 6.14) / 8,
         )
         for backend, (rate, gb, acc, ppl) in zip(LABELS, figures, strict=True)
     ]
@@ -89,6 +102,7 @@ def test_no_line_is_wider_than_the_terminal(on_gpu: Comparison, width: int) -> N
 
 def test_80_columns_keep_what_decides(on_gpu: Comparison) -> None:
     """On 80 columns format, memory, speed, quality and verdict stay; the rest is pointed at."""
+    assert "6.390" in row_of(render(on_gpu, "table", width=80), "GPTQ INT4")
     text = render(on_gpu, "table", width=80)
     assert "of limit" not in text
     for head in ("format", "memory", "tokens/s", "HellaSwag", "perplexity", "verdict"):
@@ -103,17 +117,31 @@ def test_140_columns_show_everything(on_gpu: Comparison) -> None:
     text = render(on_gpu, "table", width=140)
     line = row_of(text, "GPTQ INT4")
     assert "4.80 (4.90) ✓" in line and "55 %" in line and "81.5 ± 1.2 %" in line
-    assert "6.390 (+0.250)" in line
+    assert re.search(r"6\.390 ± 0\.\d{3} \(\+0\.250\)  ", line)
+    assert "0.0312" in line and "97.0 %" in line
     assert "All columns" not in text
     assert "0 + 5.00 (5.10) RAM" not in text
     assert "0 + 5.00 RAM" in row_of(text, "GGUF") and "no GPU needed" in row_of(text, "GGUF")
 
 
+def test_120_columns_show_every_figure_but_the_finest(on_gpu: Comparison) -> None:
+    """Eight rows on a GPU with a budget fit 120 columns with changes, spreads, limit and KL."""
+    text = render(on_gpu, "table", width=120)
+    for head in ("peak GB (pred.)", "of limit", "acc_norm ±", "token (− bf16)", "KL"):
+        assert head in text
+    assert "6.390 (+0.250)" in row_of(text, "GPTQ INT4")
+    assert "0.0312" in row_of(text, "GPTQ INT4")
+
+
 def test_the_told_width_is_enough(on_gpu: Comparison) -> None:
     """At the width that the narrow table names, all columns do appear; one less is too few."""
     told = int(render(on_gpu, "table", width=80).split("a terminal ")[1].split(" ")[0])
-    assert "of limit" in render(on_gpu, "table", width=told)
-    assert "of limit" not in render(on_gpu, "table", width=told - 1)
+    wide, narrower = (render(on_gpu, "table", width=width) for width in (told, told - 1))
+    for sign in ("of limit", "top-1", "token ± (− bf16)"):
+        assert sign in wide
+    assert "All columns" not in wide
+    assert f"All columns: a terminal {told} wide" in narrower
+    assert "token ± (− bf16)" not in narrower
 
 
 def test_every_status_shows_with_its_whole_reason(on_gpu: Comparison) -> None:
@@ -141,9 +169,85 @@ def test_equal_notes_share_a_footnote(on_gpu: Comparison) -> None:
 def test_ties_carry_the_sign_and_losses_do_not(on_gpu: Comparison) -> None:
     """= stands where the paired interval against bf16 holds 0, and never on bf16 itself."""
     text = render(on_gpu, "table", width=140)
-    assert "%  " in row_of(text, "BF16 eager") and "=" not in row_of(text, "BF16 eager")
+    assert "=" not in row_of(text, "BF16 eager")
     assert "81.8 ± 1.2 % =" in row_of(text, "INT8")
     assert "=" not in row_of(text, "GPTQ INT4")
+    assert "= a tie: the 95 % interval of the paired difference from bf16 holds 0" in text
+
+
+@pytest.mark.parametrize("width", [80, 120, 160])
+def test_a_tie_in_perplexity_is_one_in_table_markdown_and_verdict(width: int) -> None:
+    """A perplexity that differs by noise carries = in every table, and the verdict says a tie."""
+    rows = [
+        make_record("bf16", tokens_per_s=30, acc_norm=None, perplexity=6.14),
+        make_record("nf4", tokens_per_s=60, acc_norm=None, perplexity=6.1404),
+        make_record("gptq", tokens_per_s=50, acc_norm=None, perplexity=6.2),
+    ]
+    comparison = make_comparison(rows)
+    text = render(comparison, "table", width=width)
+    markdown = render(comparison, "md")
+    figure = r"6\.140( ± \d\.\d+)?( \(0\.000\))?"
+    assert re.search(rf"{figure} =", row_of(text, "nf4"))
+    assert re.search(rf"{figure} = \|", row_of(markdown, "| nf4"))
+    for label in ("bf16", "gptq"):
+        assert "=" not in row_of(text, label) and "=" not in row_of(markdown, f"| {label}")
+    assert "perplexity 6.14, +0.01 % against bf16" in text
+    assert re.search(r"\(−0\.\d\d to \+0\.\d\d, a tie\)", " ".join(text.split()))
+
+
+def test_divergence_is_explained(on_gpu: Comparison) -> None:
+    """The legend says from what, in what unit and over how many tokens the divergence is."""
+    markdown = render(on_gpu, "md")
+    for text in (render(on_gpu, "table", width=120), markdown):
+        text = " ".join(text.split())
+        assert "KL(bf16 ‖ row): nats per token, mean over 100,000 tokens of the text" in text
+    assert "0.0312 (0.0281–0.0344)" in row_of(markdown, "| GPTQ INT4")
+    assert "top-1: share of them whose most likely token is bf16's too" in markdown
+
+
+def test_80_columns_show_the_divergence_where_it_fits() -> None:
+    """With short names there is room for KL on 80 columns, and its legend comes with it."""
+    rows = [
+        make_record("bf16", device="cpu"),
+        make_record("nf4", kl_divergence=0.0413, device="cpu"),
+    ]
+    text = render(make_comparison(rows), "table", width=80)
+    assert "0.0413" in row_of(text, "nf4") and "KL(bf16 ‖ row)" in text
+    assert max(map(cell_len, text.splitlines())) <= 80
+
+
+def test_tasks_have_a_column_of_their_main_metric() -> None:
+    """acc_norm before acc before exact_match before the first metric, with its standard error."""
+
+    def result(task: str, **metrics: tuple[float, float | None]) -> TaskResult:
+        return TaskResult(
+            task=task,
+            version="1",
+            n=570,
+            num_fewshot=0,
+            metrics=tuple(
+                TaskMetric(name=name, filter="none", value=value, stderr=stderr)
+                for name, (value, stderr) in metrics.items()
+            ),
+        )
+
+    tasks = (
+        result("arc_easy", acc=(0.5, 0.01), acc_norm=(0.4567, 0.0201)),
+        result("gsm8k", exact_match=(0.25, 0.05)),
+        result("lambada", perplexity=(12.345, 0.678), acc=(0.61, None)),
+        result("pile", word_perplexity=(33.21, None)),
+    )
+    rows = [make_record("bf16", tasks=tasks), make_record("nf4", tasks=tasks[:1])]
+    comparison = make_comparison(rows)
+    text = render(comparison, "table", width=200)
+    for figure in ("45.7 ± 2.0 %", "25.0 ± 5.0 %", "61.0 %", "33.2"):
+        assert figure in row_of(text, "bf16") and figure in row_of(
+            render(comparison, "md"), "| bf16"
+        )
+    assert "45.7 ± 2.0 %" in row_of(text, "nf4") and row_of(text, "nf4").count("–") == 3
+    for head in ("arc_easy", "acc_norm ±", "gsm8k", "exact_match ±", "word_perplexity"):
+        assert head in text
+    assert "arc_easy (acc_norm, version 1, 570 items, 0-shot)" in " ".join(text.split())
 
 
 def test_without_quality_its_columns_are_left_out() -> None:
@@ -217,12 +321,50 @@ def test_no_rows_is_still_a_table() -> None:
         assert render(comparison, fmt).endswith("\n")
 
 
+def test_warnings_are_grouped_below_the_table() -> None:
+    """One line a kind: each row by name, what was seen with its figure, and what to do."""
+
+    def busy(cores: int) -> MeasurementWarning:
+        message = f"other processes kept {cores} of 8 CPUs busy."
+        return MeasurementWarning(code="busy_cpu", message=message, hint="close other programs")
+
+    few = MeasurementWarning(code="few_samples", message="2 repeats.", hint="--repeats 5 or more")
+    rows = [
+        make_record(backend, warnings=(busy(cores), few))
+        for backend, cores in zip(LABELS, (1, 2, 2, 3, 4, 5, 5, 1), strict=True)
+    ]
+    comparison = make_comparison(rows)
+    for text in (render(comparison, "table", width=100), render(comparison, "md")):
+        text = " ".join(text.replace("\\", "").split())
+        assert (
+            "Warning busy_cpu · bf16, gguf: other processes kept 1 of 8 CPUs busy; "
+            "sdpa, compiled: other processes kept 2 of 8 CPUs busy; "
+            "int8: other processes kept 3 of 8 CPUs busy; and likewise nf4, gptq, awq "
+            "→ close other programs"
+        ) in text
+        assert (
+            "Warning few_samples · bf16, sdpa, compiled, int8, nf4, gptq, awq, gguf: 2 repeats "
+            "→ --repeats 5 or more"
+        ) in text
+    assert "Warning" not in render(make_comparison([make_record("bf16")]), "table")
+
+
 def test_unsteady_runs_are_named() -> None:
     """Rows whose runs differ by more than 20 % are named with what to do; steady ones are not."""
-    rows = [
-        make_record("bf16", spread=0.05, device="cpu"),
-        make_record("nf4", spread=0.3, device="cpu"),
-    ]
+    rows = []
+    for backend, spread in (("bf16", 0.05), ("nf4", 0.3)):
+        row = make_record(backend, spread=spread, device="cpu")
+        assert row.decode is not None
+        rows.append(replace(row, warnings=sample_warnings(row.decode.tokens_per_s)))
     text = " ".join(render(make_comparison(rows), "table", width=100).split())
-    assert "Unsteady: the runs of nf4 differ by more than 20 %" in text and "--repeats" in text
-    assert "Unsteady" not in render(make_comparison(rows[:1]), "table", width=100)
+    warning = text.partition("Warning unsteady · ")[2]
+    assert warning.startswith("nf4: ") and "60 %" in warning and "--repeats" in warning
+    assert "Warning" not in render(make_comparison(rows[:1]), "table", width=100)
+
+
+def test_how_to_run_it_again_stands_below() -> None:
+    """The command that makes the comparison again, and the one that checks its figures."""
+    comparison = make_comparison([make_record("bf16")])
+    for text in (render(comparison, "table", width=80), render(comparison, "md")):
+        assert "Again: llmfit compare meta-llama/Llama-3.1-8B" in text
+        assert "Check: llmfit reproduce 20260102-030405-abcdef" in text
