@@ -10,14 +10,16 @@ of what float32 log-probabilities would.
 
 from __future__ import annotations
 
+import io
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 import numpy as np
@@ -36,8 +38,8 @@ if TYPE_CHECKING:
 _HEADER_BYTES = 1024
 _LOGIT_BYTES = 2
 """Bytes of a logit that windows are counted out with; a float32 reference is cut off sooner."""
-_PART_VALUES = 2**22
-"""Logits worked on at a time: 16 MiB in float32, 32 tokens of a vocabulary of 128 k."""
+_PART_VALUES = 2**20
+"""Logits worked on at a time: 4 MiB in float32, 8 tokens of a vocabulary of 128 k."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +54,7 @@ class Reference:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Header:
+class ReferenceHeader:
     """What the file's logits are of: JSON in its first ``_HEADER_BYTES``, padded by spaces."""
 
     backend: str
@@ -93,7 +95,7 @@ class Watch(ABC):
 
     def __init__(self, reference: Reference) -> None:
         self._reference = reference
-        self._stream: BinaryIO | None = None
+        self._stream: io.BufferedIOBase | None = None
         self._note: str | None = None
 
     def __call__(self, logits: torch.Tensor) -> None:
@@ -101,7 +103,7 @@ class Watch(ABC):
         if self._note is None:
             try:
                 self._see(logits)
-            except OSError as exc:
+            except (OSError, StoreError) as exc:
                 self._fail_with(exc)
 
     def result(self, lengths: Sequence[int]) -> tuple[Divergence | None, tuple[str, ...]]:
@@ -123,11 +125,20 @@ class Watch(ABC):
     @abstractmethod
     def _finish(self, lengths: Sequence[int]) -> Divergence | None: ...
 
-    def _fail_with(self, exc: OSError) -> None:
-        self._fail(f"{self._reference.path}: {exc.strerror}")
+    def _fail_with(self, exc: OSError | StoreError) -> None:
+        if isinstance(exc, OSError):
+            self._fail(f"{self._reference.path}: {exc.strerror}")
+        else:
+            self._fail(exc.message.removesuffix("."))
 
     def _fail(self, reason: str) -> None:
         self._note = f"no divergence: {reason}."
+        self._close()
+
+    def _close(self) -> None:
+        if self._stream is not None:
+            with suppress(OSError):  # its buffer meets the same full disk; the note says so already
+                self._stream.close()
 
     def __enter__(self) -> Watch:
         return self
@@ -138,8 +149,7 @@ class Watch(ABC):
         value: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._stream is not None:
-            self._stream.close()
+        self._close()
 
 
 class ReferenceWriter(Watch):
@@ -168,9 +178,9 @@ class ReferenceWriter(Watch):
     def _see(self, logits: torch.Tensor) -> None:
         if self._stream is None:
             self._begin(logits)
-        if self._stream is not None and self._missing:
+        if self._stream is not None:
             rows = logits[: self._missing]
-            for part in rows.split(_rows_at_once(rows.shape[1])):
+            for part in _parts(rows):
                 self._stream.write(_bytes(part))
             self._missing -= len(rows)
 
@@ -185,7 +195,7 @@ class ReferenceWriter(Watch):
             )
             return
         self._missing = min(fitting, sum(map(scored_tokens, self._windows)))
-        header = _Header(
+        header = ReferenceHeader(
             backend=self._reference.backend,
             dtype=str(logits.dtype).removeprefix("torch."),  # type: ignore[arg-type]
             vocab_size=vocab_size,
@@ -203,13 +213,8 @@ class ReferenceWriter(Watch):
         self._stream.close()  # what is buffered may still meet a full disk
         self._temporary.replace(self._reference.path)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        super().__exit__(kind, value, trace)
+    def _close(self) -> None:
+        super()._close()
         self._temporary.unlink(missing_ok=True)
 
 
@@ -218,22 +223,20 @@ class DivergenceMeter(Watch):
 
     def __init__(self, reference: Reference, windows: Sequence[Window]) -> None:
         super().__init__(reference)
-        self._kl: list[np.ndarray] = []
-        self._agree: list[np.ndarray] = []
         self._seen = 0
         try:
             self._open(windows)
         except FileNotFoundError:
             self._fail(f"{reference.backend} left no logits to compare with")
-        except OSError as exc:
+        except (OSError, StoreError) as exc:
             self._fail_with(exc)
-        except StoreError as exc:
-            self._fail(exc.message.removesuffix("."))
 
     def _open(self, windows: Sequence[Window]) -> None:
         path = self._reference.path
         self._stream = path.open("rb")
-        self._header = from_json(_Header, self._stream.read(_HEADER_BYTES), source=str(path))
+        self._header = from_json(
+            ReferenceHeader, self._stream.read(_HEADER_BYTES), source=str(path)
+        )
         expected = _HEADER_BYTES + self._header.n_tokens * self._header.row_bytes
         size = path.stat().st_size
         if size != expected:
@@ -242,6 +245,9 @@ class DivergenceMeter(Watch):
             self._fail(f"{path} is of another text, tokenizer or window")
         else:
             self.n_windows = self._header.n_windows
+            # Small results between large temporaries would keep the heap from being used again.
+            self._kl = np.empty(self._header.n_tokens)  # nats
+            self._agree = np.empty(self._header.n_tokens, dtype=bool)
 
     def _see(self, logits: torch.Tensor) -> None:
         if logits.shape[1] != self._header.vocab_size:
@@ -251,20 +257,19 @@ class DivergenceMeter(Watch):
             )
             return
         rows = logits[: self._header.n_tokens - self._seen]
-        for part in rows.split(_rows_at_once(rows.shape[1])):
-            kl, agree = compare_logits(self._read(len(part)).to(part.device), part)
-            self._kl.append(kl)
-            self._agree.append(agree)
-        self._seen += len(rows)
+        for part in _parts(rows):
+            here = slice(self._seen, self._seen + len(part))
+            expected = self._read(len(part)).to(part.device)
+            self._kl[here], self._agree[here] = compare_logits(expected, part)
+            self._seen += len(part)
 
     def _read(self, rows: int) -> torch.Tensor:
         """The next ``rows`` of the reference's logits [rows, V], in its own type."""
         import torch
 
-        if self._stream is None:
-            raise ValueError("the reference's logits are not open.")
         buffer = bytearray(rows * self._header.row_bytes)
-        self._stream.readinto(buffer)  # type: ignore[attr-defined]
+        if self._stream is None or self._stream.readinto(buffer) != len(buffer):
+            raise StoreError(f"{self._reference.path} ends before its last token.")
         dtype = getattr(torch, self._header.dtype)
         return torch.frombuffer(buffer, dtype=dtype).view(rows, self._header.vocab_size)
 
@@ -272,7 +277,7 @@ class DivergenceMeter(Watch):
         if self._seen != self._header.n_tokens:
             self._fail(f"{self._seen} of {self._header.n_tokens} tokens' logits were seen")
             return None
-        kl, agree = np.concatenate(self._kl), np.concatenate(self._agree)
+        kl, agree = self._kl, self._agree
         if not np.isfinite(kl).all():
             self._fail(
                 f"{np.count_nonzero(~np.isfinite(kl))} of {len(kl)} tokens have no finite one"
@@ -303,6 +308,7 @@ def compare_logits(reference: torch.Tensor, row: torch.Tensor) -> tuple[np.ndarr
     most likely, as is frequent in bfloat16: the two sides agree where they share one of these.
     Source: Kullback and Leibler (1951), Ann. Math. Stat. 22(1).
     """
+    import torch
     from torch.nn.functional import kl_div
 
     same_top = reference.amax(-1) == _at(reference, row.argmax(-1))
@@ -312,7 +318,7 @@ def compare_logits(reference: torch.Tensor, row: torch.Tensor) -> tuple[np.ndarr
     terms = kl_div(found, expected, log_target=True, reduction="none")
     # 0 · log 0 is 0 here: a token that the reference excludes adds nothing.
     terms.masked_fill_(expected.isneginf(), 0.0)
-    kl = terms.sum(dim=-1, dtype=terms.double().dtype).clamp_min(0.0)
+    kl = terms.sum(dim=-1, dtype=torch.float64).clamp_min(0.0)
     return kl.cpu().numpy(), same_top.cpu().numpy()
 
 
@@ -346,8 +352,11 @@ def _digest(windows: Sequence[Window]) -> str:
     return digest.hexdigest()
 
 
-def _rows_at_once(vocab_size: int) -> int:
-    return max(1, _PART_VALUES // vocab_size)
+def _parts(logits: torch.Tensor) -> Iterator[torch.Tensor]:
+    """``logits`` [n, V] in pieces of ``_PART_VALUES`` values at most, but one row at least."""
+    rows = max(1, _PART_VALUES // logits.shape[1])
+    for start in range(0, len(logits), rows):
+        yield logits[start : start + rows]
 
 
 def _bytes(logits: torch.Tensor) -> memoryview:
