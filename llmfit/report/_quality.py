@@ -104,12 +104,13 @@ def _tied(change: Difference | None) -> bool:
 
 
 def _above_each_other(figures: list[str]) -> list[str]:
-    """Figures with room behind those without a change, so that the perplexities stand aligned."""
-    tails = [figure.partition(" (")[2] for figure in figures]
-    width = max((len(tail) + 2 for tail in tails if tail), default=0)
+    """Figures with their changes in brackets, both in columns of their own."""
+    parts = [figure.partition(" (") for figure in figures]
+    figure_width = max((len(figure) for figure, _, _ in parts), default=0)
+    change_width = max((len(opened + change) for _, opened, change in parts), default=0)
     return [
-        figure if tail else figure + " " * width
-        for figure, tail in zip(figures, tails, strict=True)
+        figure.rjust(figure_width) + (opened + change).rjust(change_width)
+        for figure, opened, change in parts
     ]
 
 

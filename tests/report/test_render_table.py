@@ -195,6 +195,19 @@ def test_a_tie_in_perplexity_is_one_in_table_markdown_and_verdict(width: int) ->
     assert re.search(r"\(−0\.\d\d to \+0\.\d\d, a tie\)", " ".join(text.split()))
 
 
+def test_perplexities_stand_below_each_other() -> None:
+    """Decimal points, brackets and signs align, with a change of 0, with one, and without."""
+    rows = [
+        make_record("bf16", perplexity=6.14),
+        make_record("nf4", perplexity=6.1401),
+        make_record("gptq", perplexity=6.4),
+    ]
+    text = render(make_comparison(rows), "table", width=140)
+    lines = [row_of(text, label) for label in ("bf16", "nf4", "gptq")]
+    assert len({line.index("6.") for line in lines}) == 1
+    assert len({line.index(")", line.index("6.")) for line in lines[1:]}) == 1
+
+
 def test_divergence_is_explained(on_gpu: Comparison) -> None:
     """The legend says from what, in what unit and over how many tokens the divergence is."""
     markdown = render(on_gpu, "md")
