@@ -28,7 +28,7 @@ def render_markdown(comparison: Comparison) -> str:
     lines.append(_line(escape(f"{c.head}, {c.unit}" if c.unit else c.head) for c in shown))
     lines.append(_line(["---", *["---:"] * (len(shown) - 2), "---"]))
     for index in range(len(comparison.rows)):
-        cells = [escape(column.cells[index].strip()) for column in shown]
+        cells = [escape(" ".join(column.cells[index].split())) for column in shown]
         marks = ",".join(str(note.number) for note in notes if index in note.rows)
         if marks:
             cells[0] += f" <sup>{marks}</sup>"

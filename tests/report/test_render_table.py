@@ -186,7 +186,7 @@ def test_a_tie_in_perplexity_is_one_in_table_markdown_and_verdict(width: int) ->
     comparison = make_comparison(rows)
     text = render(comparison, "table", width=width)
     markdown = render(comparison, "md")
-    figure = r"6\.140( ± \d\.\d+)?( \(0\.000\))?"
+    figure = r"6\.140( ± \d\.\d+)?( +\(0\.000\))?"
     assert re.search(rf"{figure} =", row_of(text, "nf4"))
     assert re.search(rf"{figure} = \|", row_of(markdown, "| nf4"))
     for label in ("bf16", "gptq"):
