@@ -27,6 +27,11 @@ _TEKKEN = (
     rf"[^\r\n\p{{L}}\p{{N}}]?[{_UPPER}]*[{_LOWER}]+|[^\r\n\p{{L}}\p{{N}}]?[{_UPPER}]+[{_LOWER}]*"
     r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+_GPT4O = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?[{_UPPER}]*[{_LOWER}]+{_CONTRACTION}?"
+    rf"|[^\r\n\p{{L}}\p{{N}}]?[{_UPPER}]+[{_LOWER}]*{_CONTRACTION}?"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 _BYTE_LEVEL = "ByteLevel with its own regex"
 _DIGITS = "single digits"
 
@@ -36,10 +41,15 @@ _PRE_TOKENIZERS: dict[tuple[tuple[str, ...], bool], str] = {
     ((_BYTE_LEVEL,), False): "gpt-2",
     ((_DIGITS, _BYTE_LEVEL), False): "smollm",
     ((_LLAMA3,), True): "llama-bpe",
-    ((_LLAMA3,), False): "smaug-bpe",
+    ((_LLAMA3,), False): "smaug-bpe",  # GPT-4's expression, too, and so Phi-4's
     ((_QWEN2,), False): "qwen2",
     ((_TEKKEN,), True): "tekken",
+    ((_GPT4O,), False): "gpt-4o",  # Phi-4-mini's, too
 }
+
+# Behaviours of a Split that make a piece of each match. The second, inverted, takes what lies
+# between matches for the separator and drops it; the expressions above leave nothing between.
+_WHOLE = frozenset((("Isolated", False), ("Removed", True)))
 
 
 def is_byte_level(parts: dict[str, Any]) -> bool:
@@ -87,7 +97,7 @@ def _pre_tokenizer(parts: dict[str, Any]) -> str:
             steps += [_BYTE_LEVEL] if step.get("use_regex", True) else []
         elif kind == "Digits" and step.get("individual_digits"):
             steps.append(_DIGITS)
-        elif kind == "Split" and step.get("behavior") == "Isolated" and not step.get("invert"):
+        elif kind == "Split" and (step.get("behavior"), bool(step.get("invert"))) in _WHOLE:
             steps.append(step["pattern"].get("Regex", ""))
         else:
             raise refused(f"the pre-tokenizer step {json.dumps(step)}")

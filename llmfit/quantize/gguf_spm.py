@@ -12,6 +12,7 @@ from llmfit.quantize.gguf_tokens import (
     BYTE,
     CONTROL,
     NORMAL,
+    OWN_IDS,
     UNKNOWN,
     UNUSED,
     USER_DEFINED,
@@ -25,13 +26,12 @@ from llmfit.quantize.gguf_tokens import (
     tokens_around,
 )
 
-_OWN_IDS = "token ids here always come from the model's own"
 _LEADING_SPACE = (
     "before a text that begins with a space, llama.cpp's own tokenizer puts one more and the "
-    f"model's does not; {_OWN_IDS}"
+    f"model's does not; {OWN_IDS}"
 )
 _OTHER_SPLITS = (
-    "llama.cpp's own tokenizer may split some words in another way than the model's; " + _OWN_IDS
+    "llama.cpp's own tokenizer may split some words in another way than the model's; " + OWN_IDS
 )
 
 
@@ -175,6 +175,8 @@ def _space_prefix(parts: dict[str, Any]) -> tuple[bool, tuple[str, ...]]:
         elif step != to_metaspace:
             raise refused(f"the normalizer step {json.dumps(step)}")
     for step in steps_of(parts.get("pre_tokenizer"), "pretokenizers"):
+        if step["type"] == "Split" and step["pattern"] == {"String": " "}:
+            continue  # Gemma's: the normalizer has left no space to split at
         if step["type"] != "Metaspace" or step.get("split", True) or step["replacement"] != "▁":
             raise refused(f"the pre-tokenizer step {json.dumps(step)}")
         prefix = step.get("prepend_scheme", "always") != "never"

@@ -11,11 +11,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from llmfit.errors import ModelLoadError
 from llmfit.quantize.gguf_bpe import byte_level_bpe, is_byte_level
 from llmfit.quantize.gguf_spm import byte_fallback_bpe, sentencepiece
-from llmfit.quantize.gguf_tokens import Entries, GgufVocabulary, index_or_none, read_json
+from llmfit.quantize.gguf_tokens import (
+    OWN_IDS,
+    Entries,
+    GgufVocabulary,
+    index_or_none,
+    read_json,
+)
 
 
 def read_vocabulary(folder: Path, *, vocab_size: int) -> GgufVocabulary:
@@ -24,19 +31,20 @@ def read_vocabulary(folder: Path, *, vocab_size: int) -> GgufVocabulary:
     Ids without a token are filled with unused ones. Raises ModelLoadError where there is no
     tokenizer, or one that llama.cpp has no equal of.
     """
+    json_file = folder / "tokenizer.json"
+    parts = read_json(json_file) if json_file.is_file() else None
     try:
-        vocabulary = _read_tokenizer(folder, vocab_size)
+        vocabulary = _read_tokenizer(folder, parts, vocab_size)
     except (KeyError, TypeError, StopIteration) as exc:
         raise ModelLoadError(
-            f"{folder / 'tokenizer.json'} is not of the form that tokenizers writes "
-            f"({type(exc).__name__}: {exc})."
+            f"{json_file} is not of the form that tokenizers writes ({type(exc).__name__}: {exc})."
         ) from exc
+    vocabulary = replace(vocabulary, notes=vocabulary.notes + _strip_notes(parts))
     return _with_special_ids(vocabulary, folder)
 
 
-def _read_tokenizer(folder: Path, vocab_size: int) -> GgufVocabulary:
-    json_file, model_file = folder / "tokenizer.json", folder / "tokenizer.model"
-    parts = read_json(json_file) if json_file.is_file() else None
+def _read_tokenizer(folder: Path, parts: dict[str, Any] | None, vocab_size: int) -> GgufVocabulary:
+    model_file = folder / "tokenizer.model"
     if parts is not None and is_byte_level(parts):
         return byte_level_bpe(Entries.of(parts, vocab_size), parts)
     if model_file.is_file():
@@ -46,6 +54,18 @@ def _read_tokenizer(folder: Path, vocab_size: int) -> GgufVocabulary:
     raise ModelLoadError(
         f"{folder} holds neither tokenizer.json nor tokenizer.model.",
         hint="put the model's tokenizer.json into that folder",
+    )
+
+
+def _strip_notes(parts: dict[str, Any] | None) -> tuple[str, ...]:
+    """A note on added tokens that take the spaces beside them, for which GGUF has no key."""
+    added = (parts or {}).get("added_tokens") or ()
+    greedy = [token["content"] for token in added if token.get("rstrip") or token.get("lstrip")]
+    if not greedy:
+        return ()
+    return (
+        f"llama.cpp's own tokenizer may keep the spaces beside {greedy[0]!r} and "
+        f"{len(greedy) - 1} other added tokens, which the model's drops; {OWN_IDS}",
     )
 
 
