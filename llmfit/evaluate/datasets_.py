@@ -92,13 +92,13 @@ def load_text(path: Path | None) -> Text:
 
 def _text(rows: Any, where: str, notes: tuple[str, ...]) -> Text:
     texts = [name for name, kind in rows.features.items() if getattr(kind, "dtype", "") == "string"]
-    named = [name for name in ("page", "text") if name in texts] or texts
-    if not named or (len(texts) > 1 and named == texts and named[0] not in ("page", "text")):
+    named = [name for name in ("page", "text") if name in texts]
+    if not named and len(texts) != 1:
         raise EvaluationError(
             f"{where} has no column of texts among {', '.join(rows.column_names)}.",
             hint="a dataset with a column `text`",
         )
-    column = named[0]
+    column = named[0] if named else texts[0]
     originals = [value for value in rows[column] if value is not None]
     if column == "text" and _are_lines(originals):
         originals = ["".join(value or "\n" for value in originals)]
@@ -188,7 +188,7 @@ def load_folder(folder: Path, *, config: str | None = None) -> Any:
         if next(iter(loaded.values())).info.builder_name == "text":  # a row a line, otherwise
             loaded = datasets.load_dataset(str(folder), name, sample_by="document")
         return loaded
-    except (OSError, ValueError, TypeError, KeyError, datasets.exceptions.DatasetsError) as exc:
+    except _library_errors() as exc:
         raise EvaluationError(
             f"{folder} could not be loaded as a dataset ({_described(exc)}).", hint=_FOLDER_HINT
         ) from exc
@@ -197,11 +197,17 @@ def load_folder(folder: Path, *, config: str | None = None) -> Any:
 def load_hub_dataset(path: str, name: str | None = None) -> Any:
     """The splits of a dataset by its hub id, from the nearest place that has it.
 
-    Raises TaskUnavailable naming the places that were looked at.
+    Raises TaskUnavailable naming the places that were looked at, or what is wrong with the data.
     """
     import datasets
 
-    return _load(datasets.load_dataset, path, name)
+    try:
+        return _load(datasets.load_dataset, path, name)
+    except _library_errors() as exc:
+        raise TaskUnavailable(
+            f"dataset {path} could not be loaded ({_described(exc)}).",
+            hint=f"HF_HOME=FOLDER of a machine that has {path}",
+        ) from exc
 
 
 @contextmanager
@@ -301,6 +307,13 @@ def _pick_split(splits: Any, preferred: Sequence[str], where: str) -> tuple[Any,
     if chosen == preferred[0]:
         return splits[chosen], ()
     return splits[chosen], (f"{where}: split {chosen} is scored, there is no {preferred[0]}",)
+
+
+def _library_errors() -> tuple[type[Exception], ...]:
+    """What the datasets library raises for data that are not what they should be."""
+    from datasets.exceptions import DatasetsError
+
+    return (OSError, ValueError, TypeError, KeyError, DatasetsError)
 
 
 def _described(exc: BaseException) -> str:

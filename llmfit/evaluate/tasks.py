@@ -98,20 +98,25 @@ def other_tasks(settings: EvaluationSettings) -> tuple[str, ...]:
 
 
 def task_index(settings: EvaluationSettings) -> Any:
-    """lm-eval's TaskManager with all of ``other_tasks``; None where there are none.
+    """lm-eval's TaskManager with all of ``other_tasks``; None where nothing needs one.
 
     Only the folder of own tasks is indexed where it alone will do: lm-eval's own tasks are
     14,000 names and take seconds. Raises UsageError naming an unknown task and its neighbours.
     """
     names = other_tasks(settings)
-    if not names:
+    folder = _include_path(settings)
+    if not names and folder is None:
         return None
     from lm_eval.tasks import TaskManager
 
     _quieten()
-    folder = _include_path(settings)
     if folder is not None:
         own = TaskManager(include_path=folder, include_defaults=False)
+        for name in set(COLUMNS) & set(own.all_tasks):
+            raise UsageError(
+                f"{folder} defines {name!r}, which is the name of a column of its own.",
+                hint=f"another name for that task, e.g. my_{name}",
+            )
         # Groups and tags may have members among lm-eval's own tasks.
         if set(names) <= set(own.all_subtasks):
             return own
