@@ -63,9 +63,9 @@ def describe(model: nn.Module, dtype: KvCacheDtype) -> str:
     head_dim = _head_dim(model.config.get_text_config())  # type: ignore[union-attr,operator]
     return (
         f"KV cache {dtype}: hqq, {HQQ_BITS[dtype]} bits in groups of {group_size(head_dim)} "
-        f"({hqq_bits(dtype, head_dim):g} bits a value with scale and zero point); the newest 0 to "
-        f"{RESIDUAL_TOKENS - 1} tokens stay unquantised, and so does the prompt during its own "
-        "prefill; windows are scored over it as decode would"
+        f"({hqq_bits(dtype, head_dim):g} bits a value with scales); a sequence's newest 0 to "
+        f"{RESIDUAL_TOKENS - 1} tokens, and a prompt in its own prefill, are read unquantised, "
+        "in scoring too"
     )
 
 

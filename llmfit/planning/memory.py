@@ -8,7 +8,7 @@ RMS norms. For any other architecture the prediction is None rather than a guess
 
 from __future__ import annotations
 
-from llmfit.planning.kv_cache import kv_cache_bytes
+from llmfit.planning.kv_cache import kv_cache_bytes, quantising_bytes
 from llmfit.records import Device, KvCacheDtype, MemoryPrediction, ModelSpec, Workload
 
 DENSE_TYPES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
@@ -148,6 +148,8 @@ def predict_memory(
         return None
     cache = kv_cache_bytes(spec, workload, backend=backend, kv_cache_dtype=kv_cache_dtype)
     activations = activation_bytes(spec, backend, workload)
+    if kv_cache_dtype is not None and not backend.startswith("gguf"):
+        activations = max(activations, quantising_bytes(spec, workload))
     runtime = _CUDA_RUNTIME_BYTES if device == "cuda" else 0
     return MemoryPrediction(
         weights_bytes=weights,
