@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 import tracemalloc
 
 import numpy as np
@@ -306,3 +308,13 @@ def test_blocks_have_to_match() -> None:
         perplexity_ratio([1.0, 2.0], [1.0], [3, 3])
     with pytest.raises(ValueError, match="at least one token"):
         ratio_interval([1.0, 2.0], [3, 0])
+
+
+def test_statistics_import_nothing_heavy() -> None:
+    """Importing statistics, verdict and report loads neither scipy nor numpy nor torch."""
+    code = (
+        "import sys, llmfit.stats, llmfit.planning.recommend, llmfit.report.table\n"
+        "print(*({'scipy', 'numpy', 'torch'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""

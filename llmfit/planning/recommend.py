@@ -215,17 +215,19 @@ def _quality_sentence(pick: RunRecord) -> str | None:
     quality, parts = pick.difference, []
     if quality is None:
         return None
-    if quality.acc_norm is not None and pick.hellaswag is not None:
-        parts.append(
-            f"HellaSwag acc_norm {format_percent(pick.hellaswag.acc_norm)}, "
-            f"{_change(quality.acc_norm, 'points', quality.reference)}"
-        )
-    if quality.perplexity_ratio is not None and pick.perplexity is not None:
-        parts.append(
-            f"perplexity {format_number(pick.perplexity.token)}, "
-            f"{_change(quality.perplexity_ratio, '%', quality.reference)}"
-        )
+    if pick.hellaswag is not None:
+        change = _change_or_none(quality.acc_norm, "points", quality.reference)
+        parts.append(f"HellaSwag acc_norm {format_percent(pick.hellaswag.acc_norm)}, {change}")
+    if pick.perplexity is not None:
+        change = _change_or_none(quality.perplexity_ratio, "%", quality.reference)
+        parts.append(f"perplexity {format_number(pick.perplexity.token)}, {change}")
     return f"Quality: {'; '.join(parts)}."
+
+
+def _change_or_none(difference: Difference | None, unit: str, reference: str) -> str:
+    if difference is None:
+        return f"not comparable with {reference}'s, so not judged"
+    return _change(difference, unit, reference)
 
 
 def _cpu_reason(pick: RunRecord, suitable: Sequence[RunRecord]) -> tuple[str, ...]:

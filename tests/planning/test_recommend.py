@@ -272,6 +272,15 @@ def test_the_verdict_rests_on_the_differences_in_the_rows() -> None:
     assert "perplexity +20.0 % against bf16 (+10.0 to +30.0)" in reason_against(verdict, "nf4")
 
 
+def test_a_figure_that_cannot_be_compared_is_named() -> None:
+    """A text of one block has no interval: the accuracy is judged, and the reasons say what not."""
+    rows = [make_record(b, tokens_per_s=r, perplexity=6.0) for b, r in (("bf16", 30), ("nf4", 60))]
+    rows = [replace(row, perplexity=first_blocks(row, 1)) for row in rows]
+    sentence = recommend(rows, budget_bytes=None).reasons[-1]
+    assert sentence.startswith("Quality: HellaSwag acc_norm 80.0 %, 0.00 points against bf16 (")
+    assert sentence.endswith("perplexity 6.00, not comparable with bf16's, so not judged.")
+
+
 def test_rows_from_two_machines_are_refused() -> None:
     """Neither differences nor a verdict mix hardware or versions; the field is named."""
     here = Environment(
