@@ -10,7 +10,8 @@ from dataclasses import replace
 
 from llmfit.backends.registry import backend_ids, get_backend, split_id
 from llmfit.errors import UsageError
-from llmfit.evaluate.score import evaluation_files
+from llmfit.evaluate.score import may_need_hub
+from llmfit.evaluate.tasks import check_tasks
 from llmfit.job import Observer, run_plans
 from llmfit.measure import check_workload, fit_workload
 from llmfit.models import hub_reachable, resolve
@@ -64,7 +65,11 @@ def compare(
     """
     chosen = _check_backends(backends, checkpoints or {})
     if llama_cpp_dir is not None and "gguf" not in {split_id(name)[0] for name in chosen}:
-        raise UsageError("a llama.cpp checkout is given, and no row is gguf.", hint="--backends gguf")
+        raise UsageError(
+            "a llama.cpp checkout is given, and no row is gguf.", hint="--backends gguf"
+        )
+    if evaluation is not None:
+        check_tasks(evaluation)
     spec = resolve(model)
     asked = workload or Workload()
     may_shorten = workload is None if shorten is None else shorten
@@ -137,13 +142,11 @@ def _shortened(asked: Workload, work: Workload, spec: ModelSpec) -> str:
 
 
 def _must_do_without_hub(spec: ModelSpec, evaluation: EvaluationSettings | None) -> bool:
-    """True when an evaluation set would come from the hub and the hub does not answer.
+    """True when an evaluation set may have to come from the hub and the hub does not answer.
 
     Asked once here, so that not every row waits for it in vain.
     """
-    if evaluation is None or None not in evaluation_files(spec, evaluation):
-        return False
-    return not hub_reachable()
+    return evaluation is not None and may_need_hub(spec, evaluation) and not hub_reachable()
 
 
 def _plan(base: Plan, backend: str, checkpoint: str | None) -> Plan:
@@ -153,5 +156,7 @@ def _plan(base: Plan, backend: str, checkpoint: str | None) -> Plan:
         backend=backend,
         device=device,
         checkpoint=checkpoint,
-        predicted=predict_memory(base.model, backend, base.workload, device),
+        predicted=predict_memory(
+            base.model, backend, base.workload, device, kv_cache_dtype=base.kv_cache_dtype
+        ),
     )

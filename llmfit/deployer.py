@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import TracebackType
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from llmfit.backends.base import LoadedModel, LoadInfo, Progress, no_progress
 from llmfit.backends.registry import get_backend
@@ -22,6 +23,7 @@ from llmfit.device import Marks, cap_gpu_memory, pick_device, set_threads
 from llmfit.errors import LlmfitError, UsageError
 from llmfit.measure import fit_workload, measure
 from llmfit.models import local_folder, resolve
+from llmfit.planning.recommend import REFERENCE
 from llmfit.records import (
     Evaluation,
     EvaluationSettings,
@@ -30,6 +32,9 @@ from llmfit.records import (
     Plan,
     Workload,
 )
+
+if TYPE_CHECKING:
+    from llmfit.evaluate.divergence import Reference
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,7 +209,19 @@ class Deployer:
         from llmfit.evaluate.score import evaluate
 
         chosen = settings or self.plan.evaluation or EvaluationSettings()
-        return evaluate(self.model, self.plan.model, chosen, progress)
+        return evaluate(self.model, self.plan.model, chosen, progress, reference=self._reference())
+
+    def _reference(self) -> Reference | None:
+        """Where the reference row's logits are, for a row of a comparison."""
+        from llmfit.evaluate.divergence import Reference
+
+        if self.plan.reference_file is None:
+            return None
+        return Reference(
+            path=Path(self.plan.reference_file),
+            writes=self.plan.backend == REFERENCE,
+            backend=REFERENCE,
+        )
 
     def close(self) -> None:
         """Free the memory; closing twice does nothing."""

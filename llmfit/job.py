@@ -22,6 +22,7 @@ from llmfit.files import write_atomically
 from llmfit.inputs import hashed
 from llmfit.models import local_folder
 from llmfit.planning.memory import predict_memory
+from llmfit.planning.quality import attach_differences
 from llmfit.planning.recommend import REFERENCE, recommend
 from llmfit.records import Comparison, Environment, ModelSpec, Plan, RunRecord, Status, to_json
 from llmfit.runner.isolate import run_isolated
@@ -161,13 +162,13 @@ class _Job:
     def _conclude(self, rows: dict[str, RunRecord]) -> Comparison:
         """The rows in the order that was asked for, with their verdict, on disk."""
         first = self.plans[0]
-        judged = [rows[plan.backend] for plan in self.plans]
+        judged = attach_differences([rows[plan.backend] for plan in self.plans])
         comparison = Comparison(
             run_id=self.folder.name,
             model=first.model,
             workload=first.workload,
             budget_bytes=first.budget_bytes,
-            rows=tuple(judged),
+            rows=judged,
             verdict=recommend(judged, budget_bytes=first.budget_bytes),
             environment=self.machine,
             command=self.command,
@@ -215,7 +216,9 @@ def _too_large(plan: Plan, machine: Environment, *, on_gpu: bool) -> str | None:
     """
     budget = plan.budget_bytes or (machine.gpu_memory_bytes if plan.device == "cuda" else None)
     if on_gpu and budget is not None:
-        need = predict_memory(plan.model, plan.backend, plan.workload, "cuda")
+        need = predict_memory(
+            plan.model, plan.backend, plan.workload, "cuda", kv_cache_dtype=plan.kv_cache_dtype
+        )
         if need is not None and need.total_bytes > budget:
             return f"needs {format_bytes(need.total_bytes)}, the budget is {format_bytes(budget)}"
     if plan.device == "cpu" and plan.predicted is not None and machine.ram_bytes is not None:

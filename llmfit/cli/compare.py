@@ -44,12 +44,7 @@ _EVALUATION_OPTIONS = (
     "ppl_protocol",
     "ppl_window",
 )
-_NEEDS_TASK = {
-    "hellaswag_file": "hellaswag",
-    "text_file": "wikitext",
-    "ppl_protocol": "wikitext",
-    "ppl_window": "wikitext",
-}
+_OF_TEXT = ("ppl_protocol", "ppl_window")
 
 
 def add_parser(verbs: _args.Subparsers[_args.Parser]) -> None:
@@ -166,10 +161,10 @@ def _evaluation(args: argparse.Namespace) -> EvaluationSettings | None:
             )
         return None
     tasks = given.get("tasks", EvaluationSettings().tasks)
-    for name, task in _NEEDS_TASK.items():
-        if name in given and task not in tasks:
+    for name in _OF_TEXT:
+        if name in given and "wikitext" not in tasks:
             raise UsageError(
-                f"{_flag(name)} means nothing, as --tasks does not name {task}.", hint="drop one"
+                f"{_flag(name)} means nothing, as --tasks does not name wikitext.", hint="drop one"
             )
     if args.include_path and args.tasks is None:
         raise UsageError(

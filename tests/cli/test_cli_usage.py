@@ -58,6 +58,7 @@ WRONG = [
     (["compare", "--tasks", "piqa,piqa"], "'piqa'"),
     (["compare", "--tasks", "helaswag"], "helaswag"),
     (["compare", "--tasks", "piqa", "--text-file", __file__], "--text-file"),
+    (["compare", "--tasks", "piqa", "--ppl-window", "64"], "--ppl-window"),
     (["compare", "--tasks", "wikitext", "--hellaswag-file", __file__], "--hellaswag-file"),
     (["compare", "--include-path", "not-there"], "'not-there'"),
     (["compare", "--include-path", "."], "--include-path"),
