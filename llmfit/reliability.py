@@ -132,12 +132,12 @@ def _drift(rate: Sampled) -> Iterator[MeasurementWarning]:
     count = len(rate.samples)
     if count < ENOUGH_SAMPLES or min(rate.samples) == max(rate.samples):
         return
-    from scipy import stats
+    from scipy.stats import kendalltau, theilslopes
 
     order = range(count)
-    if stats.kendalltau(order, rate.samples).pvalue > DRIFT_P:
+    if kendalltau(order, rate.samples).pvalue > DRIFT_P:
         return
-    change = float(stats.theilslopes(rate.samples, order).slope) * (count - 1) / rate.median
+    change = float(theilslopes(rate.samples, order).slope) * (count - 1) / rate.median
     if abs(change) >= DRIFT_SHARE:
         fell = change < 0
         yield MeasurementWarning(
@@ -153,7 +153,8 @@ def _unsteady(rate: Sampled) -> Iterator[MeasurementWarning]:
     if width > UNSTEADY_SHARE:
         yield MeasurementWarning(
             code="unsteady",
-            message=f"the interval of tokens/s is {format_percent(width, decimals=0)} of it wide.",
+            message="the interval of tokens/s spans "
+            f"{format_percent(width, decimals=0)} of the median.",
             hint="close other programs, or raise --repeats or --new-tokens",
         )
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 
 from llmfit import __version__
-from llmfit.cli import backends, cache, compare, generate
+from llmfit.cli import backends, cache, compare, generate, reproduce
 from llmfit.cli._args import Parser
 from llmfit.cli._console import complain, tolerate_narrow_encodings
 from llmfit.errors import LlmfitError, UsageError
@@ -26,13 +26,20 @@ _EPILOG = """\
 examples:
   llmfit compare                              the embedded model, offline
   llmfit compare meta-llama/Llama-3.1-8B --gpu-gb 8
+  llmfit reproduce result.json                a record again: do its figures hold?
   llmfit generate ./my-model --backend nf4 --prompt "Once upon a time"
   llmfit backends                             what works here, what to install
 
 `llmfit COMMAND --help` tells a command's options.
 """
 
-_VERBS = {"compare": compare, "generate": generate, "backends": backends, "cache": cache}
+_VERBS = {
+    "compare": compare,
+    "reproduce": reproduce,
+    "generate": generate,
+    "backends": backends,
+    "cache": cache,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,0 +1,207 @@
+"""A record, run again: on the same machine, with the same model and files, or not at all.
+
+RECORD ─► its plans ─► inputs unchanged? ─► same machine and versions? ─► job.run_plans
+                                                                             └► agreement
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from llmfit.backends.registry import get_backend
+from llmfit.comparison import DEFAULT_TIME_LIMIT_S
+from llmfit.errors import StoreError, UsageError
+from llmfit.inputs import changed
+from llmfit.job import Observer, default_runs_dir, run_plans
+from llmfit.planning.agreement import Reproduction, agreement
+from llmfit.planning.comparable import difference_in
+from llmfit.planning.memory import predict_memory
+from llmfit.records import Comparison, Environment, Plan, RunRecord, from_json, read_record
+from llmfit.runner.isolate import probe_environment
+
+_COMPARISON_FILE = "comparison.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Recorded:
+    """Rows that were recorded, and the folder where their comparison's other rows may lie."""
+
+    name: str
+    rows: tuple[RunRecord, ...]
+    folder: Path | None = None
+
+
+def reproduce(
+    record: str | Path | RunRecord | Comparison,
+    *,
+    runs_dir: str | None = None,
+    time_limit_s: float | None = DEFAULT_TIME_LIMIT_S,
+    observer: Observer | None = None,
+    command: str | None = None,
+) -> Reproduction:
+    """Run every ok row of ``record`` again and say of each figure whether it agrees.
+
+    ``record`` is a row's or a comparison's JSON file, a run's folder, a run's id in ``runs_dir``,
+    or the record itself. The second run's records are kept in ``runs_dir`` as any run's. Raises
+    UsageError, before anything runs, where there is no such record or it holds no row to run, and
+    where the model, another input, this machine or a version is not as recorded; ModelNotFound
+    where the model is gone; StoreError for a file that is no record.
+    """
+    recorded = _read(record, runs_dir)
+    rows = tuple(row for row in recorded.rows if row.status == "ok")
+    if not rows:
+        raise UsageError(
+            f"{recorded.name} holds no row that ran, so there is nothing to run again."
+        )
+    plans = [_plan(row, recorded.name) for row in rows]
+    _check_inputs(plans, recorded.name)
+    machine = probe_environment()
+    _check_machine(rows, machine, recorded.name)
+    comparison = run_plans(
+        _with_reference(plans, rows, recorded.folder),
+        machine,
+        runs_dir=runs_dir,
+        time_limit_s=time_limit_s,
+        observer=observer,
+        command=command,
+    )
+    again = {row.backend: row for row in comparison.rows}
+    judged = tuple(agreement(row, again[row.backend]) for row in rows)
+    return Reproduction(
+        record=recorded.name,
+        run_id=comparison.run_id,
+        rows=judged,
+        inside=all(row.inside for row in judged),
+        left_out=tuple(
+            f"{row.backend}: {row.status} in the record" for row in recorded.rows if row not in rows
+        ),
+    )
+
+
+# ---------------------------------------------------------------- reading
+
+
+def _read(record: str | Path | RunRecord | Comparison, runs_dir: str | None) -> _Recorded:
+    if isinstance(record, RunRecord):
+        return _Recorded(name=f"the record of {record.backend}", rows=(record,))
+    if isinstance(record, Comparison):
+        return _Recorded(name=record.run_id, rows=_rows(record))
+    kept = Path(runs_dir).expanduser() if runs_dir else default_runs_dir()
+    given = Path(record).expanduser()
+    for path in (given, kept / given) if str(record) else ():
+        if path.is_dir():
+            return _Recorded(name=str(record), rows=_read_folder(path), folder=path)
+        if path.is_file():
+            return _Recorded(name=str(record), rows=_read_file(path), folder=path.parent)
+    raise UsageError(
+        f"there is no record {str(record)!r}: neither a file or folder, nor a run in {kept}.",
+        hint=f"ls {kept}",
+    )
+
+
+def _read_folder(folder: Path) -> tuple[RunRecord, ...]:
+    """The rows of a run; those that were finished, where it came to no end."""
+    whole = folder / _COMPARISON_FILE
+    if whole.is_file():
+        return _read_file(whole)
+    rows = tuple(read_record(RunRecord, path) for path in sorted(folder.glob("*.json")))
+    if not rows:
+        raise UsageError(f"the folder {str(folder)!r} holds no record.")
+    return rows
+
+
+def _read_file(path: Path) -> tuple[RunRecord, ...]:
+    try:
+        text = path.read_bytes()
+        value = json.loads(text)
+    except OSError as exc:
+        raise StoreError(f"cannot read {path}: {exc.strerror}.") from exc
+    except ValueError as exc:
+        raise StoreError(f"{path} is no record: it is not JSON ({exc}).") from exc
+    if isinstance(value, dict) and "rows" in value:
+        return _rows(from_json(Comparison, text, source=str(path)))
+    return (from_json(RunRecord, text, source=str(path)),)
+
+
+def _rows(comparison: Comparison) -> tuple[RunRecord, ...]:
+    """A comparison's rows, each with the machine that it ran on."""
+    return tuple(
+        replace(row, environment=row.environment or comparison.environment)
+        for row in comparison.rows
+    )
+
+
+# ---------------------------------------------------------------- may it run here?
+
+
+def _plan(row: RunRecord, name: str) -> Plan:
+    """The plan of a row. Raises UsageError for a record that does not hold all it takes."""
+    missing = [
+        what
+        for what, known in (
+            ("plan", row.plan),
+            ("environment", row.environment),
+            ("content hash of the model", row.plan and row.plan.model.content_hash),
+        )
+        if known is None
+    ]
+    if row.plan is None or missing:
+        raise UsageError(
+            f"{name} cannot be run again: the row {row.backend} records no {missing[0]}.",
+            hint="llmfit compare, whose records do",
+        )
+    # The reference's logits were deleted at the end of the recorded run.
+    return replace(row.plan, reference_file=None)
+
+
+def _check_inputs(plans: Sequence[Plan], name: str) -> None:
+    for plan in plans:
+        found = changed(plan)
+        if found:
+            raise UsageError(
+                f"{name} cannot be run again: {'; '.join(found)}.",
+                hint="put back what was recorded, or llmfit compare for figures of what is there",
+            )
+
+
+def _check_machine(rows: Sequence[RunRecord], machine: Environment, name: str) -> None:
+    for row in rows:
+        found = difference_in(row.environment or machine, machine)
+        if found is not None:
+            raise UsageError(
+                f"{name} is not compared with a run here: {found} (the record, then this machine).",
+                hint="llmfit compare, for figures of this machine",
+            )
+
+
+def _with_reference(
+    plans: Sequence[Plan], rows: Sequence[RunRecord], folder: Path | None
+) -> list[Plan]:
+    """``plans``, and the reference row's before them where a divergence needs its logits."""
+    present = {plan.backend for plan in plans}
+    for plan, row in zip(plans, rows, strict=True):
+        if row.divergence is not None and row.divergence.reference not in present:
+            return [_reference_plan(plan, row.divergence.reference, folder), *plans]
+    return list(plans)
+
+
+def _reference_plan(plan: Plan, reference: str, folder: Path | None) -> Plan:
+    """The recorded plan of the reference row; without one, ``plan`` in the reference's format."""
+    path = folder / f"{reference.replace(':', '-')}.json" if folder else None
+    if path is not None and path.is_file():
+        beside = read_record(RunRecord, path).plan
+        if beside is not None and beside.model.content_hash == plan.model.content_hash:
+            return replace(beside, reference_file=None)
+    device = plan.device if plan.device in get_backend(reference).devices else "cpu"
+    return replace(
+        plan,
+        backend=reference,
+        device=device,
+        checkpoint=None,
+        predicted=predict_memory(
+            plan.model, reference, plan.workload, device, kv_cache_dtype=plan.kv_cache_dtype
+        ),
+    )
