@@ -27,7 +27,7 @@ from torch import nn
 
 from llmfit.decode.base import LogitsVisitor, Window, WindowScore
 from llmfit.decode.quantized_cache import quantized_cache
-from llmfit.decode.torch_scoring import score_tokens
+from llmfit.decode.torch_scoring import score_hidden
 from llmfit.planning.kv_cache import RESIDUAL_TOKENS
 from llmfit.records import KvCacheDtype
 
@@ -47,14 +47,7 @@ def score_windows_cached(
     """
     for batch in _batches(windows, batch_tokens):
         hidden = _run(model, batch, kv_cache_dtype)
-        wanted = [torch.tensor(window.ids[window.score_from :]) for window in batch]
-        device = hidden[0].device
-        logprobs, top = score_tokens(model, torch.cat(hidden), torch.cat(wanted).to(device), visit)
-        start = 0
-        for window in batch:
-            end = start + len(window.ids) - window.score_from
-            yield WindowScore(tuple(logprobs[start:end]), all(top[start:end]))
-            start = end
+        yield from score_hidden(model, batch, torch.cat(hidden), visit)
 
 
 def _batches(windows: Sequence[Window], batch_tokens: int) -> Iterator[list[Window]]:

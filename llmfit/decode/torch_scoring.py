@@ -26,6 +26,10 @@ from llmfit.decode.base import LogitsVisitor, Window, WindowScore, common_prefix
 
 _HEAD_ROWS = 256
 """Positions given to the output head at once, the most that a ``LogitsVisitor`` may see."""
+_CPU_TOKENS = 512
+"""Tokens of one pass on a CPU: more only drive the activations out of the caches."""
+_PADDING_SHARE = 1 / 16
+"""Most of a batch that may be padding; a pass of its own costs less than that."""
 _SOFTMAX_ROWS = 32
 """Rows of float32 log-softmax held at a time: 16 MB of a 128 k vocabulary."""
 
@@ -60,9 +64,22 @@ def score_windows(
     is on the right, where causal attention never looks, so a score does not depend on what
     shares its batch beyond rounding.
     """
+    at_once = batch_tokens if _device(model).type != "cpu" else min(batch_tokens, _CPU_TOKENS)
     rows = _pack(windows, batch_tokens, _longest_shareable(model), _hidden_size(model))
-    for batch in _batches(rows, batch_tokens):
-        yield from _score_batch(model, batch, pad_id, visit)
+    waiting: list[Window] = []
+    states: list[torch.Tensor] = []
+    for batch in _batches(rows, at_once):
+        states.append(_run(model, batch, pad_id))
+        waiting += [window for row in batch for window in row.windows]
+        if sum(map(len, states)) >= _HEAD_ROWS:  # fewer would leave the head waiting for memory
+            yield from score_hidden(model, waiting, torch.cat(states), visit)
+            waiting, states = [], []
+    if waiting:
+        yield from score_hidden(model, waiting, torch.cat(states), visit)
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
 
 
 def _hidden_size(model: nn.Module) -> int:
@@ -148,40 +165,25 @@ def _row(windows: Sequence[Window], shared: int) -> _Row:
     )
 
 
-def _batches(rows: Iterator[_Row], batch_tokens: int) -> Iterator[list[_Row]]:
+def _batches(rows: Iterator[_Row], most_tokens: int) -> Iterator[list[_Row]]:
+    """Neighbouring rows, while they fit ``most_tokens`` and little of it is padding."""
     batch: list[_Row] = []
-    longest = 0
+    longest = filled = 0
     for row in rows:
-        longest_with = max(longest, len(row.ids))
-        if batch and longest_with * (len(batch) + 1) > batch_tokens:
+        longest = max(longest, len(row.ids))
+        filled += len(row.ids)
+        size = longest * (len(batch) + 1)
+        if batch and (size > most_tokens or size - filled > _PADDING_SHARE * size):
             yield batch
-            batch, longest_with = [], len(row.ids)
+            batch, longest, filled = [], len(row.ids), len(row.ids)
         batch.append(row)
-        longest = longest_with
     if batch:
         yield batch
 
 
-def _score_batch(
-    model: nn.Module, batch: list[_Row], pad_id: int, visit: LogitsVisitor | None
-) -> Iterator[WindowScore]:
-    hidden = _run(model, batch, pad_id)  # [B, T, H]
-    longest = hidden.shape[1]
-    reads = [index * longest + place for index, row in enumerate(batch) for place in row.reads]
-    windows = [window for row in batch for window in row.windows]
-    wanted = [token for window in windows for token in window.ids[window.score_from :]]
-    picked = hidden.flatten(0, 1)[torch.tensor(reads, device=hidden.device)]  # [S, H]
-    logprobs, top = score_tokens(model, picked, torch.tensor(wanted, device=hidden.device), visit)
-    start = 0
-    for window in windows:
-        end = start + len(window.ids) - window.score_from
-        yield WindowScore(tuple(logprobs[start:end]), all(top[start:end]))
-        start = end
-
-
 def _run(model: nn.Module, batch: list[_Row], pad_id: int) -> torch.Tensor:
-    """Hidden states [B, T, H] that the output head would be given."""
-    device = next(model.parameters()).device
+    """Hidden states [S, H] that the output head is to be given, row after row."""
+    device = _device(model)
     longest = max(len(row.ids) for row in batch)
 
     def padded(values: Sequence[Sequence[int]], filler: int) -> torch.Tensor:
@@ -199,8 +201,9 @@ def _run(model: nn.Module, batch: list[_Row], pad_id: int) -> torch.Tensor:
         )
     base: Any = model.base_model
     ids = padded([row.ids for row in batch], pad_id)
-    hidden: torch.Tensor = base(input_ids=ids, use_cache=False, **options)[0]
-    return hidden
+    hidden: torch.Tensor = base(input_ids=ids, use_cache=False, **options)[0]  # [B, T, H]
+    reads = [index * longest + place for index, row in enumerate(batch) for place in row.reads]
+    return hidden.flatten(0, 1)[torch.tensor(reads, device=device)]
 
 
 def _shared_mask(own_start: torch.Tensor, shared: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -218,13 +221,18 @@ def _shared_mask(own_start: torch.Tensor, shared: torch.Tensor, dtype: torch.dty
     return mask.masked_fill(~seen, torch.finfo(dtype).min)[:, None]
 
 
-def score_tokens(
-    model: nn.Module, hidden: torch.Tensor, wanted: torch.Tensor, visit: LogitsVisitor | None
-) -> tuple[list[float], list[bool]]:
-    """Log-probability of each of ``wanted`` int[S] after ``hidden`` [S, H]; is it highest?"""
+def score_hidden(
+    model: nn.Module,
+    windows: Sequence[Window],
+    hidden: torch.Tensor,
+    visit: LogitsVisitor | None,
+) -> Iterator[WindowScore]:
+    """Score windows whose predictions are read from ``hidden`` [S, H], window after window."""
+    wanted = [token for window in windows for token in window.ids[window.score_from :]]
+    targets = torch.tensor(wanted, device=hidden.device)
     logprobs: list[float] = []
-    top: list[bool] = []
-    for states, tokens in zip(hidden.split(_HEAD_ROWS), wanted.split(_HEAD_ROWS), strict=True):
+    highest: list[bool] = []
+    for states, tokens in zip(hidden.split(_HEAD_ROWS), targets.split(_HEAD_ROWS), strict=True):
         logits = _head(model, states)  # [n, V]
         if visit is not None:
             visit(logits)
@@ -233,8 +241,12 @@ def score_tokens(
         ):
             scores = rows.float().log_softmax(dim=-1)
             logprobs += scores.gather(1, goals[:, None])[:, 0].tolist()
-            top += (scores.argmax(dim=-1) == goals).tolist()
-    return logprobs, top
+            highest += (scores.argmax(dim=-1) == goals).tolist()
+    start = 0
+    for window in windows:
+        end = start + len(window.ids) - window.score_from
+        yield WindowScore(tuple(logprobs[start:end]), all(highest[start:end]))
+        start = end
 
 
 def _head(model: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
