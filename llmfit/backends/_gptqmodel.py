@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmfit.backends._checkpoint import given_checkpoint, quantized_config
+from llmfit.backends._checkpoint import given_checkpoint, quantized_config, run_one_token
 from llmfit.backends._hf import (
     HfModel,
     TorchBackend,
@@ -28,7 +28,6 @@ from llmfit.backends.base import (
     Progress,
     no_progress,
 )
-from llmfit.errors import ModelLoadError
 from llmfit.quantization import Facts, stored_quantization
 from llmfit.quantize._gptqmodel import BITS, import_gptqmodel, plan_layers
 from llmfit.quantize.apart import Job, quantize_apart
@@ -88,7 +87,7 @@ class GptqModelBackend(TorchBackend):
         model = load_causal_lm(
             str(artifact.folder), plan, attention=attention, config=artifact.config(plan.device)
         )
-        repack(model)
+        run_one_token(model)
         share = quantized_share(model)
         info = LoadInfo(
             kernel=Kernel(linear=linear_kernel(model), attention=attention),
@@ -158,24 +157,6 @@ class GptqModelBackend(TorchBackend):
         if layers.kept:
             notes.append(f"in bf16, as their shape does not divide: {', '.join(layers.kept)}")
         return _Artifact(folder=folder, quantize_s=seconds, notes=tuple(notes))
-
-
-def repack(model: nn.Module) -> None:
-    """Run one token, so that loading and not the first prompt pays for the kernels' own layout.
-
-    Raises ModelLoadError where a kernel cannot take a layer's shape.
-    """
-    import torch
-
-    ids = torch.zeros((1, 1), dtype=torch.long, device=next(model.parameters()).device)
-    try:
-        with torch.inference_mode():
-            model(ids, use_cache=False)
-    except (RuntimeError, ValueError, NotImplementedError, ImportError) as exc:
-        raise ModelLoadError(
-            f"the kernel {linear_kernel(model)} cannot run this checkpoint: {exc}",
-            hint="the unquantised model, which is then quantised to shapes that the kernel takes",
-        ) from exc
 
 
 def quantized_share(model: nn.Module) -> float:

@@ -6,6 +6,7 @@ from importlib import import_module
 
 from llmfit.backends.base import Backend
 from llmfit.errors import UsageError
+from llmfit.records import ModelSpec
 
 # id -> "module:class"; imported when asked for, so that listing ids costs nothing.
 BACKENDS: dict[str, str] = {
@@ -17,12 +18,28 @@ BACKENDS: dict[str, str] = {
     "gptq": "llmfit.backends.gptq:Gptq",
     "awq": "llmfit.backends.awq:Awq",
     "gguf": "llmfit.backends.gguf:Gguf",
+    "stored": "llmfit.backends.stored:Stored",
 }
+# For models stored quantised in a format that no other row loads.
+_ONLY_STORED = "stored"
 
 
 def backend_ids() -> tuple[str, ...]:
     """All ids, in the order of the table."""
     return tuple(BACKENDS)
+
+
+def default_backends(model: ModelSpec) -> tuple[str, ...]:
+    """The rows of a comparison that names none.
+
+    ``stored`` comes first for a model stored quantised in a format that no other row loads, and
+    is left out for all others; the other rows then say why they do not run.
+    """
+    common = tuple(name for name in BACKENDS if name != _ONLY_STORED)
+    method = model.quantization
+    if method is None or any(method in get_backend(name).loads_quantized for name in common):
+        return common
+    return (_ONLY_STORED, *common)
 
 
 def split_id(spec: str) -> tuple[str, str | None]:

@@ -27,7 +27,8 @@ class Integers:
 
     def dense(self) -> np.ndarray:
         """The weights that this stands for: float32 [in, out]."""
-        return (self.q - self.zero[self.group_of]) * self.scale[self.group_of]
+        steps = (self.q - self.zero[self.group_of]).astype(np.float32)
+        return steps * self.scale[self.group_of]
 
 
 def random_integers(
@@ -41,11 +42,16 @@ def random_integers(
     group_of[order] = np.arange(rows) // (rows // groups)
     middle = 2 ** (bits - 1)
     # 0 is left out: the first GPTQ layout stores zero - 1 and has no room for -1.
-    zero = random.integers(max(1, middle - 3), middle + 4, (groups, columns))
+    near = max(1, middle // 4)
+    zero = random.integers(middle - near, middle + near + 1, (groups, columns))
+    if sym:
+        zero = np.full_like(zero, middle)
+    # Around the zero, as weights are around 0: a mean would drive attention to one-hot.
+    q = np.rint(random.normal(zero[group_of], 2**bits / 6)).astype(np.int64)
     scale = random.integers(4, 8, (groups, columns)) / 4 * (2.0 ** -(bits + 4))
     return Integers(
-        q=random.integers(0, 2**bits, (rows, columns)),
-        zero=np.full_like(zero, middle) if sym else np.minimum(zero, 2**bits - 1),
+        q=q.clip(0, 2**bits - 1),
+        zero=zero,
         scale=scale.astype(np.float32),
         group_of=group_of,
         bits=bits,
