@@ -1,7 +1,9 @@
 """Perplexity per token of a text, by one of two protocols, and on its way the divergence.
 
-documents ─► token ids ─► windows ─► LoadedModel.score ─► blocks of neighbouring tokens
-                                         └─► Watch (reference logits or divergence)
+    documents ─► token ids ─► windows ─► LoadedModel.score ─► blocks of neighbouring tokens
+                                             └─► Watch (reference logits or divergence)
+
+Windows are scored longest first, so that batches pad little; blocks are in the text's order.
 """
 
 from __future__ import annotations

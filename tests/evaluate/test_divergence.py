@@ -319,7 +319,7 @@ def test_an_infinite_divergence_is_a_note(path: Path) -> None:
     run(NoisyModel(), path, writes=True, text=("x" * 10,))
     scores = run(Excluding(), path, text=("x" * 10,))
     assert scores.divergence is None
-    assert scores.notes == ("no divergence: 1 of 10 tokens have no finite one.",)
+    assert scores.notes == ("no divergence: it is not finite for 1 of 10 tokens.",)
 
 
 @contextmanager
