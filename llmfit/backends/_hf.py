@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from llmfit.backends._tokenizer import load_tokenizer
 from llmfit.backends.base import Backend, Check, LoadedModel, LoadInfo, Package, Tokenizer
 from llmfit.errors import EvaluationError, ModelLoadError, UsageError
-from llmfit.planning.kv_cache import group_size
+from llmfit.planning.kv_cache import unsuited
 from llmfit.records import Kernel, KvCacheDtype, Plan
 from llmfit.units import format_percent
 
@@ -39,12 +39,7 @@ class TorchBackend(Backend):
                 unavailable=f"hqq not installed, for --kv-cache-dtype {plan.kv_cache_dtype}: "
                 "pip install 'llmfit[kv]'"
             )
-        if group_size(plan.model.head_dim) is None:
-            return Check(
-                skipped=f"--kv-cache-dtype {plan.kv_cache_dtype} needs a head size in multiples "
-                f"of 32; {plan.model.name} has {plan.model.head_dim}"
-            )
-        return outcome
+        return Check(skipped=unsuited(plan.model, plan.kv_cache_dtype))
 
     def prepare(self, plan: Plan) -> None:
         """As the base; also imports the model's own class and wakes the matrix library."""

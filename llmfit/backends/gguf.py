@@ -23,6 +23,7 @@ from llmfit.backends.base import (
 from llmfit.backends.registry import split_id
 from llmfit.device import physical_cores, restart_peak
 from llmfit.errors import EvaluationError, ModelLoadError, ModelNotFound, UsageError
+from llmfit.planning.kv_cache import unsuited
 from llmfit.quantize.cache import ArtifactCache
 from llmfit.quantize.gguf import DEFAULT_TYPE, FILE_TYPES, make_gguf
 from llmfit.quantize.gguf_architectures import ARCHITECTURES
@@ -111,6 +112,8 @@ class Gguf(Backend):
         outcome = super().check(plan)
         if outcome.unavailable is not None:
             return outcome
+        if (reason := unsuited(plan.model, plan.kv_cache_dtype)) is not None:
+            return Check(skipped=reason)
         if plan.checkpoint is not None:  # then the model's own files are not converted
             return Check()
         if outcome.skipped is not None:

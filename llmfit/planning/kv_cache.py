@@ -32,6 +32,16 @@ def group_size(head_dim: int) -> int | None:
     return next((size for size in (64, BLOCK) if head_dim % size == 0), None)
 
 
+def unsuited(spec: ModelSpec, dtype: KvCacheDtype | None) -> str | None:
+    """Why the model cannot have such a cache, in any engine; None where it can."""
+    if dtype is None or group_size(spec.head_dim) is not None:
+        return None
+    return (
+        f"--kv-cache-dtype {dtype} needs a head size in multiples of {BLOCK}; "
+        f"{spec.name} has {spec.head_dim}"
+    )
+
+
 def hqq_bits(dtype: KvCacheDtype, head_dim: int) -> float:
     """Bits a value in HQQ's groups, with their scales and zero points."""
     size = group_size(head_dim)

@@ -11,6 +11,7 @@ from transformers import AutoTokenizer
 
 from llmfit.backends.registry import get_backend
 from llmfit.decode.base import Window
+from llmfit.decode.llama_cpp import LlamaCppModel
 from llmfit.errors import ModelLoadError
 from llmfit.models import data_path
 from llmfit.records import KvCacheDtype, ModelSpec, Plan
@@ -138,5 +139,7 @@ def test_a_head_size_that_blocks_do_not_divide_is_refused(
     stories260k: ModelSpec, artifact_cache: Path
 ) -> None:
     """Heads of 8 values: the error names head size, type and option."""
+    with get_backend("gguf").load(plan_of(stories260k, artifact_cache, None)) as loaded:
+        file = Path(str(loaded.info.artifact))
     with pytest.raises(ModelLoadError, match=r"q8_0 .*head_k=8.*--kv-cache-dtype"):
-        get_backend("gguf").load(plan_of(stories260k, artifact_cache, "q8_0"))
+        LlamaCppModel(file, threads=1, kv_cache_dtype="q8_0")
