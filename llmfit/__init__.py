@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from llmfit.job import ComparisonInterrupted, Observer
     from llmfit.planning.recommend import recommend
     from llmfit.records import Comparison, EvaluationSettings, RunRecord, Verdict, Workload
+    from llmfit.reproduction import reproduce
 
 _HOMES = {
     "Comparison": "llmfit.records",
@@ -37,6 +38,7 @@ _HOMES = {
     "Workload": "llmfit.records",
     "compare": "llmfit.comparison",
     "recommend": "llmfit.planning.recommend",
+    "reproduce": "llmfit.reproduction",
 }
 
 __all__ = [
@@ -54,6 +56,7 @@ __all__ = [
     "__version__",
     "compare",
     "recommend",
+    "reproduce",
 ]
 
 

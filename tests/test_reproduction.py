@@ -137,7 +137,7 @@ def test_another_machine_is_refused_by_the_field(recorded: Comparison, home: Pat
 def test_a_changed_text_or_model_is_refused_with_both_hashes(
     recorded: Comparison, home: Path
 ) -> None:
-    """An edited text, a changed weight, a removed model: named with path and hashes; nothing runs."""
+    """An edited text, an edited config, a removed model: named with path and hashes."""
     before = runs(home)
     row = recorded.rows[0]
     assert row.plan is not None and row.plan.model.content_hash is not None

@@ -22,7 +22,7 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
         (["a", "b"], "'b'"),
         (["not-there", "--format", "md"], "'md'"),
         (["not-there", "--time-limit", "0"], "'0'"),
-        (["not-there", "--runs-dir", "/proc/none"], "'/proc/none'"),
+        (["not-there", "--runs-dir", "/proc/none"], "/proc/none"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
