@@ -10,6 +10,7 @@ The last step is ours: while offline, the datasets library looks for what it has
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -204,9 +205,13 @@ def load_hub_dataset(path: str, name: str | None = None) -> Any:
     try:
         return _load(datasets.load_dataset, path, name)
     except _library_errors() as exc:
+        # The library writes locks and prepared copies even where it only reads.
+        locked = isinstance(exc, OSError) and exc.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
         raise TaskUnavailable(
             f"dataset {path} could not be loaded ({_described(exc)}).",
-            hint=f"HF_HOME=FOLDER of a machine that has {path}",
+            hint="HF_DATASETS_CACHE=FOLDER that can be written"
+            if locked
+            else f"HF_HOME=FOLDER of a machine that has {path}",
         ) from exc
 
 
@@ -237,7 +242,7 @@ def _load(original: Callable[..., Any], path: str, name: str | None = None, **op
     try:
         return original(path, name, **options)
     except (ConnectionError, FileNotFoundError, ValueError) as exc:
-        if not _HUB_ID.fullmatch(path) or options.get("data_files"):
+        if not _may_be_on_hub(path, options):
             raise
         snapshot = _snapshot(path)
         if snapshot is not None:
@@ -246,6 +251,12 @@ def _load(original: Callable[..., Any], path: str, name: str | None = None, **op
         if isinstance(exc, ValueError):
             raise  # found, but not in the form asked for: the library's message says why
         raise _not_found(path, exc) from exc
+
+
+def _may_be_on_hub(path: str, options: Mapping[str, Any]) -> bool:
+    """False for a file's path and for a reader of files, such as ``json`` with ``data_files``."""
+    reader = "/" not in path and bool({"data_files", "data_dir"} & options.keys())
+    return _HUB_ID.fullmatch(path) is not None and not reader
 
 
 def _load_snapshot(

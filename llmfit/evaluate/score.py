@@ -148,6 +148,10 @@ class _Scoring:
         self.notes += task["metadata"]["notes"]
         output = run_task(self._adapter(), task, self._settings)
         results, samples = output["results"], output["samples"]
+        if len(samples) < 2:
+            raise TaskUnavailable(
+                "a single question has no standard error.", hint="--limit 2 or more"
+            )
         ordered = sorted(samples, key=lambda sample: sample["doc_id"])
         return HellaSwag(
             acc=float(results["acc,none"]),

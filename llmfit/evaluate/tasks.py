@@ -44,6 +44,8 @@ _SEEDS = {
 }
 """lm-eval's defaults, fixed: published few-shot figures were drawn with them."""
 _NEAR = 3
+_NO_VERSION = "Yaml"
+"""What lm-eval calls the version of a task that states none."""
 
 
 # ---------------------------------------------------------------- what is asked for
@@ -343,7 +345,7 @@ def _task_result(name: str, output: dict[str, Any]) -> tuple[TaskResult, list[st
     return (
         TaskResult(
             task=name,
-            version=None if version is None else str(version),
+            version=None if version in (None, _NO_VERSION) else str(version),
             n=results.get("sample_len"),
             num_fewshot=output["n-shot"].get(name),
             metrics=tuple(metrics),

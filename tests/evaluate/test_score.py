@@ -118,7 +118,7 @@ def test_choices_equal_lm_evals_own_model(embedded: ModelSpec) -> None:
     task = hellaswag_task(data_path("hellaswag.jsonl"))
     samples = []
     for model in (adapter, theirs):
-        output = simple_evaluate(model=model, tasks=[task], limit=40, bootstrap_iters=2)
+        output = simple_evaluate(model=model, tasks=[task], limit=16, bootstrap_iters=2)
         samples.append(
             sorted(output["samples"]["hellaswag_local"], key=lambda sample: sample["doc_id"])
         )

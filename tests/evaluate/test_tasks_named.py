@@ -170,7 +170,7 @@ def test_generation_equals_lm_evals_own_model(stories260k: ModelSpec, folder: Pa
         data.write_text("\n".join(json.dumps({"start": s, "end": ends[s]}) for s in STORIES))
         quality = score(model, stories260k, folder, "stories")
     (result,) = quality.tasks
-    assert result.n == 3
+    assert (result.n, result.version) == (3, None)
     assert values(result) == {"exact_match": pytest.approx(2 / 3)}
     assert all(len(end) > 3 for end in ends.values())
 
@@ -195,7 +195,29 @@ def test_the_limit_holds_for_every_task(folder: Path) -> None:
     """--limit is per task and shows in n; the columns stay empty when not asked for."""
     quality = score(FakeModel(), make_model(), folder, "colors", "colors_again", limit=1)
     assert [result.n for result in quality.tasks] == [1, 1]
+    assert [metric.stderr for metric in quality.tasks[0].metrics] == [None, None]
     assert quality.hellaswag is None and quality.perplexity is None
+
+
+def test_one_question_alone_is_no_hellaswag_score(embedded: ModelSpec) -> None:
+    """A standard error takes two questions: with one the row says so, and has its perplexity."""
+    quality = evaluate(FakeModel(), embedded, EvaluationSettings(limit=1))
+    assert quality.hellaswag is None and quality.perplexity is not None
+    (note,) = quality.notes
+    assert note.startswith("HellaSwag not scored") and "--limit 2" in note
+
+
+def test_a_metric_without_a_formula_has_a_bootstrap_error(folder: Path) -> None:
+    """F1's standard error is drawn, with lm-eval's seeds: the same in every run."""
+    more = "metric_list:\n  - {metric: f1, aggregation: f1, higher_is_better: true}"
+    data = folder.parent / "binary.jsonl"
+    rows = [{"question": q, "choices": ["yes", "no"], "answer": a % 2} for q, _, a in COLORS]
+    data.write_text("\n".join(map(json.dumps, rows)))
+    (folder / "binary.yaml").write_text(CHOICE.format(name="binary", data=data, more=more))
+    first, second = (score(FakeModel(), make_model(), folder, "binary").tasks for _ in range(2))
+    assert first == second
+    (metric,) = first[0].metrics
+    assert metric.name == "f1" and metric.stderr is not None
 
 
 def test_a_task_that_fails_leaves_a_note_and_the_others_go_on(folder: Path) -> None:
