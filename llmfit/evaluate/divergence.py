@@ -83,6 +83,12 @@ def watch(
     return DivergenceMeter(reference, windows)
 
 
+def remove_reference(path: Path) -> None:
+    """Remove the logits at ``path``, and what a killed writer left of them. Raises OSError."""
+    for file in (path, *path.parent.glob(f".{path.name}-*")):
+        file.unlink(missing_ok=True)
+
+
 class Watch(ABC):
     """Sees the logits of a text's first windows while they are scored; a context manager.
 
@@ -171,7 +177,7 @@ class ReferenceWriter(Watch):
         self._windows = windows[: self.n_windows]
         self._missing = 0
         try:
-            path.unlink(missing_ok=True)  # an older run's logits must not serve for this one's
+            remove_reference(path)  # an older run's logits must not serve for this one's
         except OSError as exc:
             self._fail_with(exc)
 

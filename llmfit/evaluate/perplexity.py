@@ -101,7 +101,8 @@ def _window_size(model: LoadedModel, settings: EvaluationSettings) -> tuple[int,
     size = min(asked or default, model.context_length)
     if (asked is not None and asked < least) or size < least:
         raise UsageError(
-            f"a perplexity window of {asked} tokens is too small, {least} is the least.",
+            f"a perplexity window of {size if asked is None else asked} tokens is too small, "
+            f"{least} is the least.",
             hint="--ppl-window 512",
         )
     if asked is not None and size < asked:

@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from llmfit.backends.base import LoadedModel
 from llmfit.backends.registry import get_backend
 from llmfit.decode.base import LogitsVisitor, Window, WindowScore
-from llmfit.evaluate.divergence import Reference, compare_logits, watch
+from llmfit.evaluate.divergence import Reference, compare_logits, remove_reference, watch
 from llmfit.evaluate.perplexity import TextScores, score_text
 from llmfit.evaluate.tasks import read_documents
 from llmfit.models import data_path
@@ -363,6 +363,18 @@ def test_a_failed_reference_leaves_nothing(path: Path) -> None:
     with pytest.raises(RuntimeError, match="out of memory"):
         run(Dying(), path, writes=True)
     assert list(path.parent.iterdir()) == []
+
+
+def test_what_a_killed_writer_left_is_removed(path: Path) -> None:
+    """A row that was killed cleans nothing up: removing the reference does, and only that."""
+    neighbour = path.with_name("table.json")
+    neighbour.write_text("{}")
+    reference = Reference(path=path, writes=True, backend="bf16")
+    killed = watch(reference, [Window((1, 2, 3), 1)], vocab_size=256, limit_bytes=10_000)
+    killed(torch.zeros(1, 256))
+    assert len(list(path.parent.iterdir())) == 2
+    remove_reference(path)
+    assert list(path.parent.iterdir()) == [neighbour]
 
 
 class LargestTensor(TorchDispatchMode):
