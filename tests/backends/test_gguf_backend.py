@@ -269,7 +269,7 @@ def test_limits_are_errors(loaded: LoadedModel) -> None:
     with pytest.raises(UsageError, match=f"{beyond} tokens"):
         loaded.decoder(batch=1, capacity=beyond)
     with pytest.raises(EvaluationError, match=f"{beyond} tokens"):
-        list(loaded.score([Window((1,) * beyond, 1)], batch_tokens=4096))
+        list(loaded.score([Window((1,) * (beyond + 1), 1)], batch_tokens=4096))
 
 
 def test_default_row_of_the_embedded_model(embedded: ModelSpec, cache: Path) -> None:

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 import torch
 from gguf_models import (
+    COMMON,
     LLAMA3_ROPE,
     MODELS,
     TOLERANCE,
+    YARN_ROPE,
     hf_logits,
     llama_logits,
     random_ids,
@@ -127,6 +129,73 @@ def test_what_llama_cpp_cannot_compute_is_refused(
     (tmp_path / "config.json").write_text(json.dumps(config | change))
     with pytest.raises(ModelLoadError, match=named):
         convert(tmp_path, tmp_path / "m.gguf", dtype="f32")
+
+
+@pytest.mark.parametrize(
+    ("case", "change", "named"),
+    [
+        ("gemma2", {"query_pre_attn_scalar": 24}, "query_pre_attn_scalar 24.*16"),
+        ("gemma2", {"final_logit_softcapping": None}, "final_logit_softcapping None"),
+        ("gemma2", {"tie_word_embeddings": False}, "output matrix"),
+        ("gemma2", {"hidden_activation": "silu"}, "silu"),
+        ("gemma3", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping 50"),
+        ("gemma3", {"use_bidirectional_attention": True}, "later tokens"),
+        ("gemma3", {"sliding_window": None}, "sliding_window None"),
+        ("phi3", {"head_dim": 32}, "4 heads of 32"),
+        ("phi3", {"rope_parameters": YARN_ROPE}, "yarn"),
+        ("mixtral", {"num_local_experts": 8}, "4 experts.*8"),
+    ],
+)
+def test_what_a_graph_computes_in_another_way_is_refused(
+    case: str, change: dict[str, Any], named: str, tmp_path: Path
+) -> None:
+    """Settings that llama.cpp takes for granted, or does not know, are named where they differ."""
+    save_model(tmp_path, *MODELS[case])
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(ModelLoadError, match=named):
+        convert(tmp_path, tmp_path / "m.gguf", dtype="f32")
+
+
+def test_older_configs_of_gemma3_give_the_same_file(tmp_path: Path) -> None:
+    """Configs from before transformers 5, with their defaults left out, mean the same."""
+    changes = MODELS["gemma3 two ropes"][1]
+    ropes = {"sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0}}
+    changes = changes | {"rope_parameters": changes["rope_parameters"] | ropes}
+    save_model(tmp_path, "Gemma3", changes)
+    convert(tmp_path, tmp_path / "new.gguf", dtype="bf16")
+    config = json.loads((tmp_path / "config.json").read_text())
+    for key in ("rope_parameters", "layer_types", "tie_word_embeddings", "rms_norm_eps"):
+        del config[key]
+    config |= {"rope_scaling": {"rope_type": "linear", "factor": 2.0}, "sliding_window_pattern": 6}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    convert(tmp_path, tmp_path / "old.gguf", dtype="bf16")
+    assert (tmp_path / "old.gguf").read_bytes() == (tmp_path / "new.gguf").read_bytes()
+
+
+def test_the_language_model_of_a_multimodal_gemma3(tmp_path: Path) -> None:
+    """Of Gemma 3 with a vision tower the language model is converted, which a note says."""
+    text = COMMON | MODELS["gemma3"][1]
+    vision = {
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 28,
+        "patch_size": 14,
+    }
+    config = transformers.Gemma3Config(
+        text_config=text, vision_config=vision, mm_tokens_per_image=4
+    )
+    torch.manual_seed(0)
+    model = transformers.Gemma3ForConditionalGeneration(config).float().eval()
+    model.save_pretrained(tmp_path)
+    save_tokenizer(tmp_path)
+    conversion = convert(tmp_path, tmp_path / "m.gguf", dtype="f32")
+    assert "multimodal" in conversion.notes[0]
+    ids = random_ids()
+    found = llama_logits(tmp_path / "m.gguf", ids)
+    np.testing.assert_allclose(found, hf_logits(model, ids), atol=tolerance("Gemma3"))
 
 
 def test_qwen3_output_bias_is_refused(tmp_path: Path) -> None:
