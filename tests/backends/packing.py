@@ -1,8 +1,9 @@
-"""Stored layouts of quantised matrices, packed with numpy from their definitions.
+"""Stored layouts of quantised matrices, packed from their definitions.
 
-Nothing here comes from the libraries that read them. Matrices are [in, out] with ``y = x @ w``;
-``q`` are the stored integers, and scales have few enough mantissa bits that ``(q - zero) * scale``
-is exact in bfloat16, so that a dense model with the same weights is a closed form.
+Nothing here comes from the libraries that read them. GPTQ's and AWQ's matrices are [in, out] with
+``y = x @ w``; ``q`` are the stored integers, and scales have few enough mantissa bits that
+``(q - zero) * scale`` is exact in bfloat16, so that a dense model with the same weights is a
+closed form.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 """Column that the i-th field of an int32 holds. Source: Lin et al., AWQ, GEMM kernel's layout."""
@@ -94,3 +96,19 @@ def awq_tensors(matrix: Integers) -> dict[str, np.ndarray]:
         "qzeros": pack(matrix.zero),
         "scales": matrix.scale.astype(np.float16),
     }
+
+
+def fp8_tensors(
+    weight: torch.Tensor, block: int = 128
+) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """FP8 in blocks of a matrix [out, in], and the matrix that this stands for, in float32.
+
+    A block of ``block`` × ``block`` weights in e4m3 has one float32 scale, by which it is
+    multiplied. Source: DeepSeek-V3, 2024, section 3.3.
+    """
+    rows, columns = weight.shape
+    blocks = weight.float().reshape(rows // block, block, columns // block, block)
+    scale = blocks.abs().amax(dim=(1, 3)) / 448  # e4m3's largest number
+    codes = (blocks / scale[:, None, :, None]).to(torch.float8_e4m3fn)
+    dense = (codes.float() * scale[:, None, :, None]).reshape(rows, columns)
+    return {"weight": codes.reshape(rows, columns), "weight_scale_inv": scale}, dense

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import transformers
+from packing import fp8_tensors
 from safetensors.torch import save_file
 
 VOCABULARY = 512
@@ -61,6 +62,19 @@ def write(
     for file in tokenizer_from.glob("tokenizer*"):
         (folder / file.name).write_bytes(file.read_bytes())
     return folder
+
+
+def write_fp8(folder: Path, model: Any, *, tokenizer_from: Path) -> Path:
+    """``model`` as a checkpoint like Qwen3-32B-FP8's; it gets the weights that this stands for."""
+    tensors = halves(model)
+    for name, layer in block_linears(model).items():
+        stored, layer.weight.data = fp8_tensors(layer.weight.data)
+        tensors |= {f"{name}.{key}": tensor for key, tensor in stored.items()}
+    said = {
+        "quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic",
+        "weight_block_size": [128, 128],
+    }  # fmt: skip
+    return write(folder, model, tensors, tokenizer_from=tokenizer_from, quantization=said)
 
 
 def halves(model: Any) -> dict[str, torch.Tensor]:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
+from small_models import write_fp8
 
 from llmfit.backends._hf import HfModel
 from llmfit.backends.base import Backend, LoadedModel
@@ -31,12 +33,28 @@ def backend(request: pytest.FixtureRequest) -> Backend:
 
 
 @pytest.fixture(scope="module")
-def loaded(backend: Backend, embedded: ModelSpec, artifact_cache: Path) -> Iterator[LoadedModel]:
+def fp8_checkpoint(embedded: ModelSpec, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The embedded model stored in FP8, for the row that makes no format itself."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(embedded.path, dtype=torch.float32)
+    folder = tmp_path_factory.mktemp("stored") / "fp8"
+    return str(write_fp8(folder, model, tokenizer_from=Path(embedded.path)))
+
+
+@pytest.fixture(scope="module")
+def loaded(
+    backend: Backend, embedded: ModelSpec, artifact_cache: Path, fp8_checkpoint: str
+) -> Iterator[LoadedModel]:
     """The embedded model in that format, on the CPU."""
     plan = Plan(
-        backend=backend.id, model=embedded, device="cpu", threads=2, cache_dir=str(artifact_cache)
+        backend=backend.id,
+        model=embedded,
+        device="cpu",
+        threads=2,
+        cache_dir=str(artifact_cache),
+        checkpoint=fp8_checkpoint if backend.id == "stored" else None,
     )
-    assert backend.check(plan).unavailable is None
+    outcome = backend.check(plan)
+    assert outcome.unavailable is None and outcome.skipped is None
     backend.prepare(plan)
     with backend.load(plan) as model:
         yield model
@@ -122,6 +140,6 @@ def test_limits_are_errors(loaded: LoadedModel) -> None:
     """More tokens than the context holds is refused, in decoding and in scoring."""
     with pytest.raises(UsageError):
         loaded.decoder(batch=1, capacity=loaded.context_length + 1)
-    long = Window(tuple([1] * (loaded.context_length + 1)), 1)
+    long = Window(tuple([1] * (loaded.context_length + 2)), 1)  # the last is only predicted
     with pytest.raises(EvaluationError):
         list(loaded.score([long], batch_tokens=4096))

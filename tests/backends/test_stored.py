@@ -8,7 +8,16 @@ from typing import Any
 
 import pytest
 import torch
-from small_models import IDS, block_linears, difference, halves, llama, logits, write
+from small_models import (
+    IDS,
+    block_linears,
+    difference,
+    halves,
+    llama,
+    logits,
+    write,
+    write_fp8,
+)
 
 from llmfit.backends._hf import HfModel
 from llmfit.backends.registry import BACKENDS, default_backends, get_backend
@@ -38,33 +47,10 @@ def row(spec: ModelSpec, **options: Any) -> HfModel:
 # ---------------------------------------------------------------- FP8 in blocks
 
 
-def fp8(folder: Path, *, block: int = 128) -> tuple[Path, Any]:
-    """A checkpoint as Qwen3-32B-FP8's, and the float32 model of the same weights.
-
-    A block of ``block`` × ``block`` weights in e4m3 has one float32 scale, by which it is
-    multiplied. Source: DeepSeek-V3, 2024, section 3.3.
-    """
-    model = llama()
-    tensors = halves(model)
-    for name, layer in block_linears(model).items():
-        rows, columns = layer.weight.shape
-        blocks = layer.weight.data.reshape(rows // block, block, columns // block, block)
-        scale = blocks.abs().amax(dim=(1, 3)) / 448  # e4m3's largest number
-        codes = (blocks / scale[:, None, :, None]).to(torch.float8_e4m3fn)
-        layer.weight.data = (codes.float() * scale[:, None, :, None]).reshape(rows, columns)
-        tensors[f"{name}.weight"] = codes.reshape(rows, columns)
-        tensors[f"{name}.weight_scale_inv"] = scale
-    said = {
-        "quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic",
-        "weight_block_size": [block, block],
-    }  # fmt: skip
-    write(folder, model, tensors, tokenizer_from=TOKENIZER, quantization=said)
-    return folder, model
-
-
 def test_fp8_checkpoint_as_the_model(tmp_path: Path) -> None:
     """An FP8 model is a row, whose notes say that a CPU runs it unpacked."""
-    folder, model = fp8(tmp_path / "fp8")
+    model = llama()
+    folder = write_fp8(tmp_path / "fp8", model, tokenizer_from=TOKENIZER)
     loaded = row(resolve(str(folder)))
     assert difference(logits(loaded.model), logits(model)) < ROUNDING
     assert loaded.info.kernel.linear == "Linear" and loaded.info.quantized_share == 0.0
@@ -80,7 +66,8 @@ def test_fp8_checkpoint_beside_its_model(tmp_path: Path) -> None:
     base = write(
         tmp_path / "base", llama(), halves(llama()), tokenizer_from=TOKENIZER, quantization=None
     )
-    folder, model = fp8(tmp_path / "fp8")
+    model = llama()
+    folder = write_fp8(tmp_path / "fp8", model, tokenizer_from=TOKENIZER)
     loaded = row(resolve(str(base)), checkpoint=str(folder))
     assert difference(logits(loaded.model), logits(model)) < ROUNDING
     with pytest.raises(UsageError, match="says nothing"):
