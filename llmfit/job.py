@@ -18,6 +18,7 @@ from pathlib import Path
 
 from llmfit.backends.registry import get_backend
 from llmfit.errors import StoreError
+from llmfit.evaluate.divergence import remove_reference
 from llmfit.files import write_atomically
 from llmfit.inputs import hashed
 from llmfit.models import local_folder
@@ -108,8 +109,7 @@ class _Job:
                     rows[plan.backend] = self._not_run(plan, "skipped", "interrupted")
             raise ComparisonInterrupted(self._conclude(rows)) from exc
         finally:
-            # Large, and of no use beyond this run.
-            (self.folder / _REFERENCE_FILE).unlink(missing_ok=True)
+            remove_reference(self.folder / _REFERENCE_FILE)  # large, and of no use beyond this run
         return self._conclude(rows)
 
     def _in_order(self) -> list[Plan]:
