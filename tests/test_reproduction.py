@@ -71,6 +71,18 @@ def runs(home: Path) -> set[str]:
 
 
 @pytest.mark.slow
+def test_a_row_records_what_a_second_run_takes(recorded: Comparison, home: Path) -> None:
+    """Each row has machine, versions, content hashes of model and text, settings and warnings."""
+    for row in recorded.rows:
+        assert row.status == "ok", row.reason
+        assert row.environment == recorded.environment
+        assert row.plan is not None and row.plan.workload == QUICK
+        assert row.plan.model.content_hash is not None
+        assert str(home / "text.txt") in row.plan.inputs
+        assert "few_samples" in {warning.code for warning in row.warnings}, "two repeats are few"
+
+
+@pytest.mark.slow
 def test_an_unchanged_model_gives_its_quality_again(recorded: Comparison, home: Path) -> None:
     """By a run's id: every quality figure of both rows is inside, and equal to the record's."""
     result = again(recorded.run_id, home)
