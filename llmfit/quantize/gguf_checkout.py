@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,13 +88,12 @@ def _run(command: list[str], cwd: str, variables: dict[str, str]) -> tuple[int, 
     )
     assert child.stdin is not None and child.stdout is not None
     try:
-        lines = [line.strip() for line in child.stdout]
+        said = deque((line.strip() for line in child.stdout if line.strip()), _LAST_LINES)
         code = child.wait()
     finally:
         child.kill()
         child.stdin.close()
         child.wait()
-    said = [line for line in lines if line][-_LAST_LINES:]
     return code, " | ".join(said) or "(no output)"
 
 

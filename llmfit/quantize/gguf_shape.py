@@ -43,6 +43,8 @@ class GgufShape:
     sliding_window: int | None = None
     sliding_layers: tuple[bool, ...] = ()
     softcaps: Mapping[str, float]
+    query_factor: float = 1.0
+    """What queries are multiplied by in the file, where llama.cpp's own scale is another one."""
     experts: int | None = None
     experts_used: int | None = None
     notes: tuple[str, ...] = ()
@@ -74,6 +76,7 @@ def _shape_of(config: dict[str, Any], architecture: Architecture) -> GgufShape:
     context, notes = _context_length(config, architecture)
     if architecture.text_part:
         notes += ("of the multimodal model, the language model alone is in the GGUF file",)
+    query_factor, scale_notes = _query_factor(config, architecture, head_dim)
     shape = GgufShape(
         architecture=architecture,
         layers=config["num_hidden_layers"],
@@ -93,9 +96,10 @@ def _shape_of(config: dict[str, Any], architecture: Architecture) -> GgufShape:
         sliding_window=config.get("sliding_window") if architecture.full_attention_every else None,
         sliding_layers=_sliding_layers(config, architecture),
         softcaps={key: config[key] for key in architecture.softcaps if config.get(key)},
+        query_factor=query_factor,
         experts=config.get("num_local_experts"),
         experts_used=config.get("num_experts_per_tok"),
-        notes=notes + _longrope_notes(rope, context),
+        notes=notes + scale_notes + _longrope_notes(rope, context),
     )
     _require_computable(config, shape)
     return shape
@@ -132,17 +136,26 @@ def _require_computable(config: dict[str, Any], shape: GgufShape) -> None:
             refuse(value is not None, f"{cap} {value}")
         elif architecture.softcaps[cap]:
             refuse(not value, f"{cap} {value}")
-    _require_query_scale(config, shape)
 
 
-def _require_query_scale(config: dict[str, Any], shape: GgufShape) -> None:
-    """llama.cpp scales queries by a number that it knows, and reads none from the file."""
-    if "query_pre_attn_scalar" not in shape.architecture.defaults:
-        return
-    by_width = shape.layers == shape.architecture.scaled_by_width
-    computed = shape.hidden // shape.heads if by_width else shape.head_dim
+def _query_factor(
+    config: dict[str, Any], architecture: Architecture, head_dim: int
+) -> tuple[float, tuple[str, ...]]:
+    """What is missing where Gemma divides queries by another root than llama.cpp, and a note.
+
+    llama.cpp reads no such number from the file: it takes the head size, or the width per head.
+    """
+    if "query_pre_attn_scalar" not in architecture.defaults:
+        return 1.0, ()
+    by_width = config["num_hidden_layers"] == architecture.scaled_by_width
+    computed = config["hidden_size"] // config["num_attention_heads"] if by_width else head_dim
     asked = config["query_pre_attn_scalar"]
-    refuse(asked != computed, f"query_pre_attn_scalar {asked} (it computes with {computed})")
+    if asked == computed:
+        return 1.0, ()
+    return math.sqrt(computed / asked), (
+        f"queries are scaled by √({computed}/{asked}) in the file: llama.cpp divides them by "
+        f"√{computed}, the model by √{asked}",
+    )
 
 
 def _rope_of(

@@ -35,6 +35,7 @@ class SourceTensor:
     heads: int | None = None
     """Rows are to be reordered within so many heads."""
     offset: float = 0.0
+    factor: float = 1.0
 
     @property
     def name(self) -> str:
@@ -47,8 +48,8 @@ class SourceTensor:
 
         parts = [file.get_tensor(name) for name, file in self.sources]
         tensor: torch.Tensor = torch.stack(parts) if len(self.shape) == 3 else parts[0]
-        if self.offset:
-            tensor = tensor.float() + self.offset
+        if self.offset or self.factor != 1.0:
+            tensor = (tensor.float() + self.offset) * self.factor
         if self.heads is None:
             return tensor
         halves = tensor.reshape(self.heads, 2, -1, *tensor.shape[1:])
@@ -123,6 +124,8 @@ def _tensor(
                 f"{name} stands for {len(sources)} experts, config.json says {shape.experts}."
             )
         own_shape = (len(sources), *own_shape)
+    normed = "attn_q_norm" in architecture.layer_tensors
+    queries = target.endswith("attn_q_norm.weight" if normed else "attn_q.weight")
     heads = {"q_proj": shape.heads, "k_proj": shape.kv_heads}.get(name.split(".")[-2])
     return SourceTensor(
         target=target,
@@ -130,6 +133,7 @@ def _tensor(
         sources=sources,
         heads=heads if architecture.interleaved_rope else None,
         offset=architecture.norm_offset if name.endswith("norm.weight") else 0.0,
+        factor=shape.query_factor if queries else 1.0,
     )
 
 

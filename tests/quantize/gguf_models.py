@@ -94,11 +94,13 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         "Gemma2",
         GEMMA | {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0},
     ),
+    "gemma2 its own query scale": ("Gemma2", GEMMA | {"query_pre_attn_scalar": 5}),
     "gemma2 its own layer types": (
         "Gemma2",
         GEMMA | {"layer_types": ["full_attention", "sliding_attention"]},
     ),
     "gemma3": ("Gemma3", GEMMA | {"num_hidden_layers": 7}),
+    "gemma3 its own query scale": ("Gemma3", GEMMA | {"query_pre_attn_scalar": 50}),
     "gemma3 two ropes": (
         "Gemma3",
         GEMMA | {"num_hidden_layers": 6, "rope_parameters": GEMMA3_ROPE},

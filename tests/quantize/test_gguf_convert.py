@@ -134,7 +134,6 @@ def test_what_llama_cpp_cannot_compute_is_refused(
 @pytest.mark.parametrize(
     ("case", "change", "named"),
     [
-        ("gemma2", {"query_pre_attn_scalar": 24}, "query_pre_attn_scalar 24.*16"),
         ("gemma2", {"final_logit_softcapping": None}, "final_logit_softcapping None"),
         ("gemma2", {"tie_word_embeddings": False}, "output matrix"),
         ("gemma2", {"hidden_activation": "silu"}, "silu"),
@@ -155,6 +154,39 @@ def test_what_a_graph_computes_in_another_way_is_refused(
     (tmp_path / "config.json").write_text(json.dumps(config | change))
     with pytest.raises(ModelLoadError, match=named):
         convert(tmp_path, tmp_path / "m.gguf", dtype="f32")
+
+
+def test_query_scale_of_published_gemmas(shared_data: Path, tmp_path: Path) -> None:
+    """A published Gemma-2 divides queries by √224, llama.cpp by √256: the file makes it up, and
+    a 27B shape, for which llama.cpp takes the width per head, needs nothing."""
+    folder = shared_data / "configs" / "google--gemma-2-9b-it"
+    shape = read_shape(folder)
+    assert shape.query_factor == pytest.approx((256 / 224) ** 0.5)
+    assert "224" in shape.notes[0]
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"num_hidden_layers": 46, "hidden_size": 4608, "num_attention_heads": 32}
+    config |= {"head_dim": 128, "query_pre_attn_scalar": 144, "layer_types": None}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert read_shape(tmp_path).query_factor == 1.0
+
+
+def test_older_configs_of_phi3_give_the_same_file(tmp_path: Path) -> None:
+    """Phi-3's scaling under the name that its first checkpoints have means the same."""
+    save_model(tmp_path, *MODELS["phi3 longrope beyond the trained context"])
+    convert(tmp_path, tmp_path / "new.gguf", dtype="bf16")
+    config = json.loads((tmp_path / "config.json").read_text())
+    rope = config.pop("rope_parameters")
+    config |= {
+        "rope_theta": rope["rope_theta"],
+        "rope_scaling": {
+            "type": "su",
+            "long_factor": rope["long_factor"],
+            "short_factor": rope["short_factor"],
+        },
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    convert(tmp_path, tmp_path / "old.gguf", dtype="bf16")
+    assert (tmp_path / "old.gguf").read_bytes() == (tmp_path / "new.gguf").read_bytes()
 
 
 def test_older_configs_of_gemma3_give_the_same_file(tmp_path: Path) -> None:
