@@ -139,7 +139,8 @@ def _value(name: str, value: float) -> str:
         return format_seconds(value)
     if name.endswith("tokens_per_s"):
         return format_rate(value)
-    return format_signed(value, decimals=4, plus=False)
+    # A divergence of 4-bit formats is some thousandths of a nat.
+    return format_signed(value, decimals=4 if abs(value) >= 0.01 else 6, plus=False)
 
 
 def _conclusion(result: Reproduction) -> list[str]:
