@@ -26,7 +26,7 @@ _EPILOG = """\
 examples:
   llmfit compare                              the embedded model, offline
   llmfit compare meta-llama/Llama-3.1-8B --gpu-gb 8
-  llmfit reproduce result.json                a record again: do its figures hold?
+  llmfit reproduce result.json                run again: do the figures hold?
   llmfit generate ./my-model --backend nf4 --prompt "Once upon a time"
   llmfit backends                             what works here, what to install
 
