@@ -41,12 +41,18 @@ class _Method:
     """Packages whose kernels read the packed weights on a GPU."""
     unpacks: bool = False
     """``quantization_config`` has a ``dequantize`` key, for where there is no such kernel."""
+    lost: str | None = None
+    """What the format does beside its weights, and what is not done when they are unpacked."""
 
 
 _KERNELS = Package("kernels", "kernels")
 _METHODS: Mapping[str, _Method] = {
     "compressed-tensors": _Method(packages=(Package("compressed_tensors", "compressed-tensors"),)),
-    "fp8": _Method(kernels=(_KERNELS,), unpacks=True),
+    "fp8": _Method(
+        kernels=(_KERNELS,),
+        unpacks=True,
+        lost="only the weights are rounded: an FP8 kernel rounds the activations too",
+    ),
     "mxfp4": _Method(kernels=(_KERNELS, Package("triton", "triton")), unpacks=True),
 }
 OWN_ROWS: Mapping[str, str] = {
@@ -144,15 +150,13 @@ def _for_device(method: str, said: Facts, device: str) -> tuple[Facts, tuple[str
     Said outright, since transformers' own choice looks at the machine and not at the row's device.
     """
     kind = _METHODS[method]
-    if not kind.unpacks:
-        return said, ()
     missing = [package.distribution for package in kind.kernels if package.installed() is None]
-    if device == "cpu":
-        return {**said, "dequantize": True}, ()
-    if missing:
-        note = f"no kernel for packed {method}: pip install {' '.join(missing)}"
-        return {**said, "dequantize": True}, (note,)
-    return said, ()
+    if not kind.unpacks or (device != "cpu" and not missing):
+        return said, ()
+    notes: tuple[str, ...] = () if kind.lost is None else (kind.lost,)
+    if device != "cpu":
+        notes += (f"no kernel for packed {method}: pip install {' '.join(missing)}",)
+    return {**said, "dequantize": True}, notes
 
 
 def _stored_share(folder: Path) -> float:

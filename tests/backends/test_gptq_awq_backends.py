@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ pytest.importorskip("optimum")
 transformers = pytest.importorskip("transformers")
 
 METHODS = ("gptq", "awq")
+IDS = torch.arange(10, 50).unsqueeze(0)
 KERNELS = {"gptq": "TorchAtenLinear", "awq": "TorchAtenAwqLinear"}
 
 
@@ -58,6 +60,27 @@ def loss(model: HfModel, texts: list[str]) -> float:
             total -= scores.gather(1, ids[0, 1:, None]).sum().item()
             count += ids.shape[1] - 1
     return total / count
+
+
+def logits_of_plain_transformers(folder: str) -> torch.Tensor:
+    """Logits of ``IDS`` in a process of its own that has never heard of llmfit."""
+    code = """
+import sys, torch, transformers
+model = transformers.AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.bfloat16).eval()
+with torch.inference_mode():
+    torch.save(model(torch.tensor(eval(sys.argv[3]))).logits, sys.argv[2])
+assert not any(name.startswith("llmfit") for name in sys.modules)
+"""
+    # On two cores GPTQModel's thread pool needs to be told to have two threads.
+    environment = {**os.environ, "GPTQMODEL_CPU_WORKERS": "2"}
+    with tempfile.NamedTemporaryFile(suffix=".pt") as file:
+        subprocess.run(
+            [sys.executable, "-c", code, folder, file.name, repr(IDS.tolist())],
+            env=environment,
+            check=True,
+            capture_output=True,
+        )
+        return torch.load(file.name)
 
 
 def documents(file: Path) -> list[str]:
@@ -112,6 +135,9 @@ def test_odd_widths_stay_in_bf16_and_are_named(method: str, cache: Path, shared_
     assert row.info.kernel.linear.startswith(KERNELS[method])
     reference = loss(load("sdpa", spec, cache), documents(text))
     assert 0 < abs(loss(row, documents(text)) / reference - 1) < 0.10
+    assert row.info.artifact is not None
+    with torch.inference_mode():
+        assert torch.equal(row.model(IDS).logits, logits_of_plain_transformers(row.info.artifact))
 
 
 # ---------------------------------------------------------------- cache and checkpoints
@@ -125,14 +151,10 @@ def test_second_load_is_served_from_the_cache(method: str, cache: Path, small: M
     assert first.info.quantize_s is not None and first.info.quantize_s > 0
     assert second.info.quantize_s is None
     assert first.info.artifact == second.info.artifact is not None
-    plain = transformers.AutoModelForCausalLM.from_pretrained(
-        second.info.artifact, dtype=torch.bfloat16
-    ).eval()
-    ids = torch.arange(10, 50).unsqueeze(0)
+    wanted = logits_of_plain_transformers(second.info.artifact)
     with torch.inference_mode():
-        wanted = plain(ids).logits
         for row in (first, second):
-            torch.testing.assert_close(row.model(ids).logits, wanted, rtol=0, atol=0)
+            assert torch.equal(row.model(IDS).logits, wanted)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -160,9 +182,8 @@ def test_checkpoints_of_other_tools_load(
         row = load(method, resolve(str(folder)), tmp_path / "empty")
     assert row.info.quantize_s is None
     assert "ready checkpoint: 4 bits, group size 128" in row.info.notes
-    ids = torch.arange(10, 50).unsqueeze(0)
     with torch.inference_mode():
-        assert torch.equal(row.model(ids).logits, made.model(ids).logits)
+        assert torch.equal(row.model(IDS).logits, made.model(IDS).logits)
 
 
 def test_wrong_checkpoints_are_refused(cache: Path, small: ModelSpec) -> None:
