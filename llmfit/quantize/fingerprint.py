@@ -10,6 +10,7 @@ from pathlib import Path
 
 from llmfit.errors import ModelNotFound
 from llmfit.files import write_atomically
+from llmfit.quantization import OLD_FILES
 
 # What the weights, the architecture and the tokenizer are read from; a README or a licence
 # beside them changes no artifact.
@@ -27,6 +28,7 @@ _PATTERNS = (
     "merges.txt",
     "special_tokens_map.json",
     "added_tokens.json",
+    *OLD_FILES,
 )
 
 
