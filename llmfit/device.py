@@ -133,6 +133,16 @@ def restart_peak() -> bool:
     return True
 
 
+def return_freed_memory() -> None:
+    """Give the C heap's free pages back to the system, where its library can (glibc)."""
+    if sys.platform == "linux":
+        import ctypes
+
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
+
+
 def _peak_from_rusage() -> int | None:
     try:
         import resource

@@ -61,11 +61,13 @@ def quantized_cache(model: nn.Module, dtype: KvCacheDtype) -> QuantizedCache:
 def describe(model: nn.Module, dtype: KvCacheDtype) -> str:
     """What the cache holds, for the row's notes."""
     head_dim = _head_dim(model.config.get_text_config())  # type: ignore[union-attr,operator]
+    device = next(model.parameters()).device.type
+    peak = "; the peak of RAM holds what quantising needs for a moment" if device == "cpu" else ""
     return (
         f"KV cache {dtype}: hqq, {HQQ_BITS[dtype]} bits in groups of {group_size(head_dim)} "
         f"({hqq_bits(dtype, head_dim):g} bits a value with scales); a sequence's newest 0 to "
         f"{RESIDUAL_TOKENS - 1} tokens, and a prompt in its own prefill, are read unquantised, "
-        "in scoring too"
+        f"in scoring too{peak}"
     )
 
 
