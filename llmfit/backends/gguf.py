@@ -122,9 +122,9 @@ class Gguf(Backend):
             return _check_checkout(plan.llama_cpp_dir)
         if plan.model.architecture not in ARCHITECTURES:
             return Check(
-                skipped=f"no GGUF converter for {plan.model.architecture} (only "
-                f"{', '.join(ARCHITECTURES)}); --checkpoint gguf=FILE takes a ready file, "
-                "--llama-cpp DIR the converter of a llama.cpp checkout"
+                skipped=f"no GGUF converter here for {plan.model.architecture}: --checkpoint "
+                "gguf=FILE takes a ready file, --llama-cpp DIR the converter of a llama.cpp "
+                "checkout"
             )
         return outcome
 
