@@ -61,10 +61,17 @@ def test_config_without_a_plain_shape_is_refused(shared_data: Path) -> None:
         resolve(str(folder))
 
 
-def test_quantised_checkpoints_are_known(shared_data: Path) -> None:
-    """The method of a checkpoint's quantization_config is read."""
-    spec = resolve(str(shared_data / "configs" / "Qwen--Qwen3-32B-FP8"))
-    assert spec.quantization == "fp8"
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [
+        ("Qwen--Qwen3-32B-FP8", "fp8"),
+        ("deepseek-ai--DeepSeek-V3", "fp8"),
+        ("openai--gpt-oss-20b", "mxfp4"),
+    ],
+)
+def test_quantised_checkpoints_are_known(name: str, method: str, shared_data: Path) -> None:
+    """The method of a published checkpoint's quantization_config is read."""
+    assert resolve(str(shared_data / "configs" / name)).quantization == method
 
 
 @pytest.mark.parametrize(
