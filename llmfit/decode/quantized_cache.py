@@ -15,9 +15,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import QuantizedCache
+from transformers.cache_utils import HQQQuantizedLayer
 
+from llmfit.device import return_freed_memory
 from llmfit.errors import ModelLoadError
 from llmfit.planning.kv_cache import HQQ_BITS, RESIDUAL_TOKENS, group_size, hqq_bits
 from llmfit.records import KvCacheDtype
@@ -42,20 +45,35 @@ def quantized_cache(model: nn.Module, dtype: KvCacheDtype) -> QuantizedCache:
             "KV cache.",
             hint=_HINT,
         )
+    options = {
+        "nbits": HQQ_BITS[dtype],
+        "axis_key": 1,
+        "axis_value": 1,
+        "q_group_size": group,
+        "residual_length": RESIDUAL_TOKENS,
+    }
     try:
-        return QuantizedCache(
-            backend="hqq",
-            config=config,
-            nbits=HQQ_BITS[dtype],
-            axis_key=1,
-            axis_value=1,
-            q_group_size=group,
-            residual_length=RESIDUAL_TOKENS,
-        )
+        cache = QuantizedCache(backend="hqq", config=config, **options)
     except (ValueError, ImportError) as exc:
         raise ModelLoadError(
             f"transformers has no {dtype} KV cache for {type(model).__name__}: {exc}", hint=_HINT
         ) from exc
+    if next(model.parameters()).device.type == "cpu":
+        cache.layers = [_CpuLayer(**options) for _ in cache.layers]
+    return cache
+
+
+class _CpuLayer(HQQQuantizedLayer):
+    """The layer as it is, its scratch memory given back at once.
+
+    Quantising fills small buffers that stay between large ones that go, and the C heap keeps the
+    holes: a row's peak would show several times what the cache holds.
+    """
+
+    def _quantize(self, tensor: torch.Tensor, axis: int) -> Any:
+        quantized = super()._quantize(tensor, axis)
+        return_freed_memory()
+        return quantized
 
 
 def describe(model: nn.Module, dtype: KvCacheDtype) -> str:

@@ -23,7 +23,6 @@ from llmfit.decode.base import GREEDY, Decoder, Sampling
 from llmfit.decode.cache import StaticKVCache
 from llmfit.decode.quantized_cache import quantized_cache
 from llmfit.decode.sampling import choose
-from llmfit.device import return_freed_memory
 from llmfit.errors import ModelLoadError, UsageError
 from llmfit.records import KvCacheDtype
 
@@ -80,8 +79,6 @@ class TorchDecoder(Decoder):
             if kv_cache_dtype is None
             else quantized_cache(model, kv_cache_dtype)
         )
-        # Quantising leaves holes between the small buffers that it fills, and glibc keeps them.
-        self._scratch_stays = kv_cache_dtype is not None and self._device.type == "cpu"
         self._sampling = GREEDY
         self._generator: torch.Generator | None = None
         self._ids = torch.zeros((batch, 1), dtype=torch.int64, device=self._device)
@@ -115,8 +112,6 @@ class TorchDecoder(Decoder):
         )
         self._filled = ids.shape[1]
         self._choose(output.logits[:, -1])
-        if self._scratch_stays:
-            return_freed_memory()
         if isinstance(cache, StaticKVCache) and self.compiled:
             cache.fix()
 
