@@ -121,6 +121,7 @@ def test_embedded_model_keeps_its_quality(method: str, cache: Path) -> None:
     assert row.info.weights_bytes is not None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_odd_widths_stay_in_bf16_and_are_named(method: str, cache: Path, shared_data: Path) -> None:
     """Of stories260k (widths 64 and 172) only attention is quantised, and the row says so."""
@@ -143,6 +144,7 @@ def test_odd_widths_stay_in_bf16_and_are_named(method: str, cache: Path, shared_
 # ---------------------------------------------------------------- cache and checkpoints
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_second_load_is_served_from_the_cache(method: str, cache: Path, small: ModelSpec) -> None:
     """The first load quantises, the second takes the same artifact; plain transformers agrees."""
