@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
-from llmfit.backends.registry import backend_ids, get_backend, split_id
+from llmfit.backends.registry import default_backends, get_backend, split_id
 from llmfit.errors import UsageError
 from llmfit.evaluate.score import may_need_hub
 from llmfit.evaluate.tasks import check_tasks
@@ -16,6 +17,7 @@ from llmfit.job import Observer, run_plans
 from llmfit.measure import check_workload, fit_workload
 from llmfit.models import hub_reachable, resolve
 from llmfit.planning.memory import predict_memory
+from llmfit.planning.quality import REFERENCE
 from llmfit.records import (
     Comparison,
     Device,
@@ -29,6 +31,9 @@ from llmfit.records import (
 from llmfit.runner.isolate import probe_environment
 
 DEFAULT_TIME_LIMIT_S = 3600.0
+_REFERENCE_CACHE = (
+    "KV cache in 16 bits: the reference that the price of a quantised one is measured against"
+)
 
 
 def compare(
@@ -58,19 +63,19 @@ def compare(
     leaves quality out; ``checkpoints`` maps backend ids to ready artifacts; ``gpu_gb`` is a GPU
     memory budget in GB (10⁹ bytes). ``shorten`` cuts a workload beyond the model's context to fit
     it, with a note, where it would be refused otherwise; by default only when no ``workload`` is
-    given. ``kv_cache_dtype`` quantises the KV cache of every row; ``llama_cpp_dir`` is a llama.cpp
-    checkout whose own converter makes the GGUF. A row that fails is a row with its reason.
+    given. ``kv_cache_dtype`` quantises the KV cache of every row but the reference; with
+    ``llama_cpp_dir``, a llama.cpp checkout, its converter makes the GGUF. A row that fails is a row with its reason.
     Raises UsageError, ModelNotFound or StoreError before anything runs, and
     ComparisonInterrupted.
     """
-    chosen = _check_backends(backends, checkpoints or {})
-    if llama_cpp_dir is not None and "gguf" not in {split_id(name)[0] for name in chosen}:
-        raise UsageError(
-            "a llama.cpp checkout is given, and no row is gguf.", hint="--backends gguf"
-        )
+    if backends is not None:
+        _check_backends(backends)
     if evaluation is not None:
         check_tasks(evaluation)
+        evaluation = _with_absolute_paths(evaluation)
     spec = resolve(model)
+    chosen = tuple(backends) if backends is not None else default_backends(spec)
+    _check_artifacts(chosen, checkpoints or {}, llama_cpp_dir)
     asked = workload or Workload()
     may_shorten = workload is None if shorten is None else shorten
     work = fit_workload(asked, spec.max_position_embeddings) if may_shorten else asked
@@ -82,20 +87,19 @@ def compare(
         device=_device(device, machine),
         workload=work,
         evaluation=evaluation,
-        calibration_file=calibration_file,
+        calibration_file=_absolute(calibration_file),
         budget_bytes=None if gpu_gb is None else int(gpu_gb * 1e9),
         threads=threads,
         seed=seed,
-        cache_dir=cache_dir,
+        cache_dir=_absolute(cache_dir),
         notes=() if work == asked else (_shortened(asked, work, spec),),
         offline=_must_do_without_hub(spec, evaluation),
         kv_cache_dtype=kv_cache_dtype,
-        llama_cpp_dir=llama_cpp_dir,
+        llama_cpp_dir=_absolute(llama_cpp_dir),
         command=command,
     )
-    plans = [
-        _plan(base, backend, (checkpoints or {}).get(split_id(backend)[0])) for backend in chosen
-    ]
+    ready = {backend: _checkpoint_place(place) for backend, place in (checkpoints or {}).items()}
+    plans = [_plan(base, backend, ready.get(split_id(backend)[0])) for backend in chosen]
     return run_plans(
         plans,
         machine,
@@ -106,23 +110,53 @@ def compare(
     )
 
 
-def _check_backends(
-    backends: Sequence[str] | None, checkpoints: Mapping[str, str]
-) -> tuple[str, ...]:
-    """The ids to run, in the order given. Raises UsageError for unknown, repeated or none."""
-    chosen = tuple(backends) if backends is not None else backend_ids()
-    if not chosen:
+def _check_backends(backends: Sequence[str]) -> None:
+    """Raise UsageError for unknown or repeated ids, or none."""
+    if not backends:
         raise UsageError("no backend is named.", hint="llmfit backends")
-    for backend in chosen:
+    for backend in backends:
         get_backend(backend)
-        if chosen.count(backend) > 1:
+        if list(backends).count(backend) > 1:
             raise UsageError(f"backend {backend!r} is named twice.")
+
+
+def _check_artifacts(
+    chosen: Sequence[str], checkpoints: Mapping[str, str], llama_cpp_dir: str | None
+) -> None:
+    """Raise UsageError for what is given to no row."""
+    rows = {split_id(name)[0] for name in chosen}
     for backend in checkpoints:
         if not get_backend(backend).takes_checkpoint:
             raise UsageError(f"{backend} takes no checkpoint: it loads the model itself.")
-        if backend not in {split_id(name)[0] for name in chosen}:
-            raise UsageError(f"a checkpoint is given for {backend}, which is not among the rows.")
-    return chosen
+        if backend not in rows:
+            raise UsageError(
+                f"a checkpoint is given for {backend}, which is not among the rows.",
+                hint=f"--backends {backend}",
+            )
+    if llama_cpp_dir is not None and "gguf" not in rows:
+        raise UsageError(
+            "a llama.cpp checkout is given, and no row is gguf.", hint="--backends gguf"
+        )
+
+
+def _with_absolute_paths(evaluation: EvaluationSettings) -> EvaluationSettings:
+    """The settings as they can be used again from any folder."""
+    return replace(
+        evaluation,
+        include_path=_absolute(evaluation.include_path),
+        hellaswag_file=_absolute(evaluation.hellaswag_file),
+        text_file=_absolute(evaluation.text_file),
+    )
+
+
+def _absolute(path: str | None) -> str | None:
+    return None if path is None else str(Path(path).expanduser().absolute())
+
+
+def _checkpoint_place(place: str) -> str:
+    """A path that is there as an absolute one, a hub id as it is."""
+    path = Path(place).expanduser()
+    return str(path.absolute()) if path.exists() else place
 
 
 def _device(asked: str | None, machine: Environment) -> Device:
@@ -150,13 +184,18 @@ def _must_do_without_hub(spec: ModelSpec, evaluation: EvaluationSettings | None)
 
 
 def _plan(base: Plan, backend: str, checkpoint: str | None) -> Plan:
-    device: Device = base.device if base.device in get_backend(backend).devices else "cpu"
-    return replace(
+    """The plan of one row. The reference keeps a 16-bit KV cache: what another costs shows by it."""
+    plan = replace(
         base,
         backend=backend,
-        device=device,
+        device=base.device if base.device in get_backend(backend).devices else "cpu",
         checkpoint=checkpoint,
+    )
+    if backend == REFERENCE and plan.kv_cache_dtype is not None:
+        plan = replace(plan, kv_cache_dtype=None, notes=(*plan.notes, _REFERENCE_CACHE))
+    return replace(
+        plan,
         predicted=predict_memory(
-            base.model, backend, base.workload, device, kv_cache_dtype=base.kv_cache_dtype
+            plan.model, backend, plan.workload, plan.device, kv_cache_dtype=plan.kv_cache_dtype
         ),
     )

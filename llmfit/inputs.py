@@ -38,10 +38,12 @@ def changed(plan: Plan) -> tuple[str, ...]:
         )
     for path in sorted(plan.inputs.keys() | now.inputs.keys()):
         if plan.inputs.get(path) != now.inputs.get(path):
-            found.append(
-                f"{path} has content {now.inputs.get(path)}, the record {plan.inputs.get(path)}"
-            )
+            found.append(f"{path} {_content(now, path)}, in the record it {_content(plan, path)}")
     return tuple(found)
+
+
+def _content(plan: Plan, path: str) -> str:
+    return f"has content {plan.inputs[path]}" if path in plan.inputs else "is not there"
 
 
 def _paths(plan: Plan) -> Iterator[Path]:

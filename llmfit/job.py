@@ -68,10 +68,12 @@ def run_plans(
     Raises StoreError where records cannot be kept, ModelNotFound for a model that cannot be
     downloaded, and ComparisonInterrupted.
     """
+    folder = _make_run_folder(plans[0].model, runs_dir)
     job = _Job(
         plans=tuple(plans),
         machine=machine,
-        folder=_make_run_folder(plans[0].model, runs_dir),
+        folder=folder,
+        record=folder.name if runs_dir is None else str(folder.absolute()),
         time_limit_s=time_limit_s,
         observer=observer or Observer(),
         command=command,
@@ -96,6 +98,8 @@ class _Job:
     time_limit_s: float | None
     observer: Observer
     command: str | None
+    record: str
+    """What ``llmfit reproduce`` finds this run by."""
 
     def run(self) -> Comparison:
         """Run every row in turn; an interrupt keeps the finished ones."""
@@ -139,8 +143,8 @@ class _Job:
                 progress=progress,
                 log_path=self.folder / f"{name}.log",
             )
-            if record.environment is None:  # the worker died before it could say
-                record = replace(record, environment=self.machine)
+            # Not asked in the worker: that would open a CUDA context beside a row on the CPU.
+            record = replace(record, environment=self.machine)
         _store(self.folder / f"{name}.json", record)
         self.observer.row_done(record)
         return record
@@ -172,6 +176,7 @@ class _Job:
             verdict=recommend(judged, budget_bytes=first.budget_bytes),
             environment=self.machine,
             command=self.command,
+            record=self.record,
         )
         _store(self.folder / "comparison.json", comparison)
         return comparison

@@ -90,6 +90,8 @@ class EvaluationSettings:
     own limit where that is smaller."""
     batch_tokens: int = 4096
     """Upper bound of tokens in one scoring batch, padding included."""
+    fewshot_seed: int = 1234
+    """Seed of the draw of few-shot examples; lm-eval's default, which published figures used."""
     reference_bytes: int = 2**30
     """Upper bound of the file of reference logits: the divergence is over as many of the text's
     first tokens as fit."""
@@ -138,7 +140,7 @@ class Plan:
     reference_file: str | None = None
     """Logits of the reference row: written by that row, read by all others for the divergence."""
     llama_cpp_dir: str | None = None
-    """A llama.cpp checkout whose converter makes the GGUF of architectures that ours lacks."""
+    """A llama.cpp checkout whose converter then makes the GGUF, for every architecture."""
     command: str | None = None
     """The command line that makes this row again."""
     inputs: dict[str, str] = field(default_factory=dict)
@@ -486,6 +488,8 @@ class Comparison:
     environment: Environment
     command: str | None = None
     """The command line that makes this comparison again."""
+    record: str | None = None
+    """What ``llmfit reproduce`` finds it by: the run's id, or its folder where that was chosen."""
 
 
 # ---------------------------------------------------------------- JSON

@@ -61,8 +61,9 @@ def add_kv_cache_dtype(group: argparse._ActionsContainer) -> None:
     group.add_argument(
         "--kv-cache-dtype",
         choices=("q8_0", "q4_0"),
-        help="quantise the KV cache: llama.cpp's own types in gguf rows, transformers' quantised "
-        "cache at 8 or 4 bits in the others (default: 16 bits)",
+        help="quantise the KV cache: llama.cpp's own types in gguf rows, 8 or 4 bits by HQQ "
+        "through transformers' quantised cache in the others; compiled is skipped, and bf16 stays "
+        "the 16-bit reference of a comparison (default: 16 bits)",
     )
 
 
@@ -72,7 +73,7 @@ def add_llama_cpp(group: argparse._ActionsContainer) -> None:
         "--llama-cpp",
         type=readable_folder,
         metavar="DIR",
-        help="a llama.cpp checkout, whose own converter then makes the GGUF",
+        help="a llama.cpp checkout, whose own converter then makes the GGUF of any architecture",
     )
 
 

@@ -92,7 +92,7 @@ def _warning(code: str, hint: str, seen: dict[str, list[str]]) -> str:
 
 def reproduction(comparison: Comparison) -> tuple[str, ...]:
     """The command that makes the comparison again, and the one that checks its figures."""
-    check = f"Check: llmfit reproduce {plain(comparison.run_id)}"
+    check = f"Check: llmfit reproduce {plain(comparison.record or comparison.run_id)}"
     return (f"Again: {plain(comparison.command)}", check) if comparison.command else (check,)
 
 
