@@ -64,8 +64,8 @@ def compare(
     memory budget in GB (10⁹ bytes). ``shorten`` cuts a workload beyond the model's context to fit
     it, with a note, where it would be refused otherwise; by default only when no ``workload`` is
     given. ``kv_cache_dtype`` quantises the KV cache of every row but the reference; with
-    ``llama_cpp_dir``, a llama.cpp checkout, its converter makes the GGUF. A row that fails is a row with its reason.
-    Raises UsageError, ModelNotFound or StoreError before anything runs, and
+    ``llama_cpp_dir``, a llama.cpp checkout, its converter makes the GGUF. A row that fails is a
+    row with its reason. Raises UsageError, ModelNotFound or StoreError before anything runs, and
     ComparisonInterrupted.
     """
     if backends is not None:
@@ -184,7 +184,7 @@ def _must_do_without_hub(spec: ModelSpec, evaluation: EvaluationSettings | None)
 
 
 def _plan(base: Plan, backend: str, checkpoint: str | None) -> Plan:
-    """The plan of one row. The reference keeps a 16-bit KV cache: what another costs shows by it."""
+    """The plan of one row; the reference keeps a 16-bit KV cache, which others are held against."""
     plan = replace(
         base,
         backend=backend,

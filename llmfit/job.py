@@ -23,8 +23,8 @@ from llmfit.files import write_atomically
 from llmfit.inputs import hashed
 from llmfit.models import local_folder
 from llmfit.planning.memory import predict_memory
-from llmfit.planning.quality import attach_differences
-from llmfit.planning.recommend import REFERENCE, recommend
+from llmfit.planning.quality import REFERENCE, attach_differences
+from llmfit.planning.recommend import recommend
 from llmfit.records import Comparison, Environment, ModelSpec, Plan, RunRecord, Status, to_json
 from llmfit.runner.isolate import run_isolated
 from llmfit.runner.worker import blank_record
