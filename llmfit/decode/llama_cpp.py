@@ -82,15 +82,19 @@ class LlamaCppModel:
             llama_cpp.llama_model_free(self._handle)
         self._handle = None
 
-    def context(self, *, sequences: int, capacity: int, chunk: int, outputs: int) -> Context:
+    def context(
+        self, *, sequences: int, capacity: int, chunk: int, outputs: int, unified: bool = False
+    ) -> Context:
         """A context whose KV cache holds ``sequences`` × ``capacity`` tokens.
 
-        ``chunk`` is the most tokens in one call, ``outputs`` the most rows of logits.
+        ``chunk`` is the most tokens in one call, ``outputs`` the most rows of logits. Where
+        ``unified``, the sequences share ``capacity`` tokens, and tokens with one another.
         """
         import llama_cpp
 
         params = llama_cpp.llama_context_default_params()
-        params.n_ctx = sequences * capacity
+        params.n_ctx = capacity if unified else sequences * capacity
+        params.kv_unified = unified
         params.n_seq_max = sequences
         params.n_batch = params.n_ubatch = chunk
         params.n_outputs_max = outputs
@@ -150,6 +154,16 @@ class Context:
             self._lib.llama_memory_clear(self._memory, False)
         elif not self._lib.llama_memory_seq_rm(self._memory, 0, keep, -1):
             raise LlmfitError(f"llama.cpp cannot cut its KV cache back to {keep} tokens.")
+
+    def share(self, length: int, sequences: range) -> None:
+        """Let empty ``sequences`` begin with the first ``length`` tokens of sequence 0."""
+        for sequence in sequences:
+            self._lib.llama_memory_seq_cp(self._memory, 0, sequence, 0, length)
+
+    def drop(self, sequences: range) -> None:
+        """Empty ``sequences``; what they share stays with the others."""
+        for sequence in sequences:
+            self._lib.llama_memory_seq_rm(self._memory, sequence, -1, -1)
 
     def close(self) -> None:
         if self.handle:
