@@ -288,7 +288,7 @@ def main() -> None:
     if args.out is not None:
         figures = {
             "parameters": parameters,
-            "settings": {key: str(value) for key, value in vars(args).items()},
+            "settings": {key: str(value) for key, value in vars(args).items() if key != "out"},
             "tokens": lengths,
             "hf_batch_sizes_items_per_s": tried,
             "items_per_s": rates,

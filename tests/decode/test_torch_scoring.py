@@ -6,7 +6,7 @@ import random
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Gemma2Config
 
 from llmfit.decode.base import Window, WindowScore
 from llmfit.decode.torch_scoring import score_windows
@@ -68,3 +68,59 @@ def test_greedy_is_seen(model: torch.nn.Module) -> None:
         ids = model.generate(prompt, max_new_tokens=5, do_sample=False, eos_token_id=None)
     (score,) = score_windows(model, [Window(tuple(ids[0].tolist()), 4)], batch_tokens=64)
     assert score.greedy
+
+
+@pytest.mark.parametrize("sliding_window", [8, 4096])
+def test_caps_and_sliding_windows_are_the_models_own(
+    windows: list[Window], sliding_window: int
+) -> None:
+    """Gemma-2's capped scores and logits and its sliding layers score as in a plain pass."""
+    torch.manual_seed(0)
+    config = Gemma2Config(
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        vocab_size=2048,
+        initializer_range=0.3,
+        final_logit_softcapping=4.0,
+        sliding_window=sliding_window,
+        attn_implementation="eager",
+    )
+    gemma = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    for window, score in zip(
+        windows, score_windows(gemma, windows, batch_tokens=4096), strict=True
+    ):
+        assert score.logprobs == pytest.approx(plain(gemma, window).logprobs, abs=1e-4)
+
+
+def test_windows_that_begin_alike_share_only_what_is_alike(model: torch.nn.Module) -> None:
+    """Contexts that part before their end, and endings of one token, score as they do alone."""
+    rng = random.Random(5)
+    start, middle = ([rng.randrange(2048) for _ in range(count)] for count in (30, 6))
+    parted = [
+        Window((*start, option, *middle, *ending), 31 + cut)
+        for option in (7, 8)
+        for cut, ending in ((0, (3,)), (6, (9,)), (6, (10,)), (2, (11, 12)))
+    ]
+    for window, score in zip(parted, score_windows(model, parted, batch_tokens=4096), strict=True):
+        assert score.logprobs == pytest.approx(plain(model, window).logprobs, abs=1e-4)
+
+
+def test_a_visitor_sees_the_predictions_in_order(
+    model: torch.nn.Module, windows: list[Window]
+) -> None:
+    """The logits visited are those of the scored tokens, at most 256 rows at a time."""
+    seen: list[torch.Tensor] = []
+    scored = list(
+        score_windows(
+            model, windows, batch_tokens=300, visit=lambda logits: seen.append(logits.clone())
+        )
+    )
+    assert max(map(len, seen)) <= 256
+    wanted = [token for window in windows for token in window.ids[window.score_from :]]
+    logprobs = torch.cat(seen).log_softmax(-1)[torch.arange(len(wanted)), torch.tensor(wanted)]
+    expected = [value for score in scored for value in score.logprobs]
+    assert logprobs.tolist() == pytest.approx(expected, abs=1e-5)
