@@ -18,6 +18,7 @@ from llmfit.measure import check_workload, fit_workload
 from llmfit.models import hub_reachable, resolve
 from llmfit.planning.memory import predict_memory
 from llmfit.planning.quality import REFERENCE
+from llmfit.quantize.gguf_checkout import Checkout
 from llmfit.records import (
     Comparison,
     Device,
@@ -133,10 +134,12 @@ def _check_artifacts(
                 f"a checkpoint is given for {backend}, which is not among the rows.",
                 hint=f"--backends {backend}",
             )
-    if llama_cpp_dir is not None and "gguf" not in rows:
-        raise UsageError(
-            "a llama.cpp checkout is given, and no row is gguf.", hint="--backends gguf"
-        )
+    if llama_cpp_dir is not None:
+        Checkout.at(llama_cpp_dir)
+        if "gguf" not in rows:
+            raise UsageError(
+                "a llama.cpp checkout is given, and no row is gguf.", hint="--backends gguf"
+            )
 
 
 def _with_absolute_paths(evaluation: EvaluationSettings) -> EvaluationSettings:

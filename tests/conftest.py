@@ -20,6 +20,20 @@ def pytest_configure() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "2")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """``--network`` runs what downloads from a package index or a hub."""
+    parser.addoption("--network", action="store_true", help="run the tests that need a network")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave the network alone unless it is asked for."""
+    if config.getoption("--network"):
+        return
+    for item in items:
+        if item.get_closest_marker("network"):
+            item.add_marker(pytest.mark.skip(reason="needs --network"))
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Third-party reference data in a folder beside the checkout; not part of the repository."""

@@ -87,6 +87,7 @@ def test_rows_and_verdict_are_on_disk(tmp_path: Path) -> None:
     assert comparison.verdict.backend in ("sdpa", "nf4")
 
 
+@pytest.mark.slow
 def test_a_short_context_shortens_the_default_workload(tmp_path: Path, user_folders: Path) -> None:
     """Nothing asked: the rows are timed with what fits, and say so; asked for, it is refused."""
     folder = tmp_path / "short"
@@ -132,6 +133,7 @@ def test_a_quantised_model_leaves_the_other_rows_out(tmp_path: Path) -> None:
     assert comparison.verdict.backend is None
 
 
+@pytest.mark.slow
 def test_a_budget_that_is_too_small_rules_rows_out(tmp_path: Path, artifact_cache: Path) -> None:
     """Rows that need more than --gpu-gb are not tried; the CPU row has no such bound."""
     comparison = compare(
@@ -143,6 +145,7 @@ def test_a_budget_that_is_too_small_rules_rows_out(tmp_path: Path, artifact_cach
     assert gguf.status == "ok", gguf.reason
 
 
+@pytest.mark.slow
 def test_a_killed_worker_costs_only_its_row(tmp_path: Path) -> None:
     """kill -9 of the second row's process: that row failed with its reason, the others are ok."""
 
@@ -195,6 +198,7 @@ def test_all_formats_of_a_real_model(
     assert "172" in " ".join(rows["gguf"].notes)
 
 
+@pytest.mark.slow
 def test_an_interrupt_keeps_the_finished_rows(tmp_path: Path) -> None:
     """Ctrl-C in the second row: the first is kept, the rest are skipped, all is on disk."""
 

@@ -53,8 +53,9 @@ def score_windows(
         return
     capacity = max(_cells(group) for group in groups)
     rows = max(1, _LOGITS_BYTES // (4 * model.vocab_size))
-    chunk = min(CHUNK_TOKENS, batch_tokens, capacity, rows)
     sequences = 1 + max(len(group) for group in groups)
+    # llama.cpp aborts where a call could not give each sequence a row of logits.
+    chunk = max(sequences, min(CHUNK_TOKENS, batch_tokens, capacity, rows))
     context = model.context(
         sequences=sequences, capacity=capacity, chunk=chunk, outputs=chunk, unified=True
     )

@@ -150,12 +150,15 @@ def _checked(doc: Any, where: str) -> dict[str, Any]:
 
 
 def read_documents(path: Path) -> list[str]:
-    """The documents of a text file, stripped; lines of ``<|endoftext|>`` part them.
+    """The documents of a text file, parted by lines of ``<|endoftext|>`` and stripped.
 
-    Raises EvaluationError where there are none.
+    A file without such a line is one document, as it stands but for one line break at its end:
+    so does llama.cpp read a text. Raises EvaluationError where there are none.
     """
-    documents = [part.strip() for part in _SEPARATOR.split(_read(path))]
-    documents = [document for document in documents if document]
+    text = _read(path)
+    parts = _SEPARATOR.split(text)
+    documents = [part.strip() for part in parts] if len(parts) > 1 else [text.removesuffix("\n")]
+    documents = [document for document in documents if document.strip()]
     if not documents:
         raise EvaluationError(f"{path} holds no text.", hint="a UTF-8 text file")
     return documents

@@ -159,6 +159,7 @@ def test_second_load_is_served_from_the_cache(method: str, cache: Path, small: M
             assert torch.equal(row.model(IDS).logits, wanted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("way", ["checkpoint", "model"])
 def test_checkpoints_of_other_tools_load(
@@ -210,6 +211,7 @@ def test_quantised_models_of_other_methods_are_skipped(method: str, small: Model
     assert check.skipped is not None and "bitsandbytes_4bit" in check.skipped
 
 
+@pytest.mark.slow
 def test_importing_gptqmodel_leaves_the_process_as_it_was() -> None:
     """Environment, threads, default dtype and autograd are the same before and after."""
     code = """

@@ -59,7 +59,9 @@ def packed(method: str, **kind: Any) -> tuple[Any, dict[str, torch.Tensor]]:
 
 @pytest.mark.parametrize("sym", [True, False], ids=["sym", "asym"])
 @pytest.mark.parametrize("act_order", [False, True], ids=["plain", "act-order"])
-@pytest.mark.parametrize("bits", [4, 8, 3, 2])
+@pytest.mark.parametrize(
+    "bits", [4, *(pytest.param(bits, marks=pytest.mark.slow) for bits in (8, 3, 2))]
+)
 def test_autogptq_folders_load(bits: int, act_order: bool, sym: bool, tmp_path: Path) -> None:
     """quantize_config.json beside a config.json that says nothing, the file named as then."""
     group = 128
@@ -82,6 +84,7 @@ def test_autogptq_folders_load(bits: int, act_order: bool, sym: bool, tmp_path: 
     assert sorted(path.name for path in folder.iterdir()) == before, "the folder stays as it was"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("group", [32, -1])
 def test_autogptq_config_without_format_loads(group: int, tmp_path: Path) -> None:
     """A quantization_config of before ``checkpoint_format`` means the first layout; any group."""

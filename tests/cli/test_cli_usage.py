@@ -66,7 +66,7 @@ WRONG = [
     (["compare", "--kv-cache-dtype", "q5_0"], "'q5_0'"),
     (["compare", "--llama-cpp", "not-there"], "'not-there'"),
     (["compare", "--llama-cpp", __file__], "is a file"),
-    (["compare", "--llama-cpp", ".", "--backends", "bf16"], "llama.cpp"),
+    (["compare", "--llama-cpp", "."], "convert_hf_to_gguf.py"),
     (["compare", "--calibration", "not-there.txt"], "'not-there.txt'"),
     (["compare", "--no-eval", "--limit", "5"], "--limit"),
     (["compare", "--no-eval", "--tasks", "piqa"], "--tasks"),

@@ -103,6 +103,7 @@ def test_a_column_cannot_be_redefined(tmp_path: Path) -> None:
         check_tasks(EvaluationSettings(include_path=str(tmp_path)))
 
 
+@pytest.mark.slow
 def test_names_are_checked_without_torch() -> None:
     """The defaults import no lm-eval; of a task, group, tag and misprint the last is refused."""
     script = (

@@ -208,6 +208,7 @@ def _prepared(home: Path) -> None:
     shutil.rmtree(source)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cache", ["downloaded", "prepared"])
 def test_the_caches_of_hf_home_serve_offline(tmp_path: Path, cache: str) -> None:
     """With HF_HUB_OFFLINE, HellaSwag and lm-eval's unchanged task run from either cache."""

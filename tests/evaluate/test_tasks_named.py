@@ -175,6 +175,7 @@ def test_generation_equals_lm_evals_own_model(stories260k: ModelSpec, folder: Pa
     assert all(len(end) > 3 for end in ends.values())
 
 
+@pytest.mark.slow
 def test_a_group_gives_its_own_and_its_members_results(
     stories260k: ModelSpec, folder: Path
 ) -> None:
@@ -207,6 +208,7 @@ def test_one_question_alone_is_no_hellaswag_score(embedded: ModelSpec) -> None:
     assert note.startswith("HellaSwag not scored") and "--limit 2" in note
 
 
+@pytest.mark.slow
 def test_a_metric_without_a_formula_has_a_bootstrap_error(folder: Path) -> None:
     """F1's standard error is drawn, with lm-eval's seeds: the same in every run."""
     more = "metric_list:\n  - {metric: f1, aggregation: f1, higher_is_better: true}"
@@ -296,6 +298,7 @@ def test_log_probabilities_that_are_not_numbers_are_an_error(folder: Path, task:
         score(BrokenModel(), make_model(), folder, task, limit=4, **files)
 
 
+@pytest.mark.slow
 def test_an_unknown_name_is_refused_with_what_may_have_hidden_it(folder: Path) -> None:
     """Its neighbours are named, and own files that lm-eval passes over because they are damaged."""
     (folder / "colours.yaml").write_text("task: colours\n  output_type: [")

@@ -167,6 +167,7 @@ def save_foreign(folder: Path) -> Any:
     return model
 
 
+@pytest.mark.slow
 def test_the_converter_of_a_checkout(checkout: Path, tmp_path: Path) -> None:
     """An unknown architecture runs through the checkout's converter, which the row says; the
     file is made once, and anew when the checkout or the type changes."""

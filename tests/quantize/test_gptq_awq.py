@@ -212,6 +212,7 @@ def round_to_nearest(weight: Tensor) -> Tensor:
     return ((groups / step).round().clamp(-8, 7) * step).reshape(weight.shape)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["gptq", "awq"])
 def test_plain_transformers_computes_with_the_published_layout(
     method: str, checkpoints: dict[str, Path]
@@ -312,6 +313,7 @@ def children(process: psutil.Process) -> list[psutil.Process]:
     raise AssertionError("no quantising process appeared")
 
 
+@pytest.mark.slow
 def test_failure_inside_gptqmodel_is_translated(tmp_path: Path, source: Path) -> None:
     """What GPTQModel raises in the child comes out as a QuantizationError naming the model."""
     broken = tmp_path / "broken"
@@ -340,6 +342,7 @@ def test_killed_quantising_is_an_error(tmp_path: Path, source: Path) -> None:
     assert "signal SIGKILL (out of memory?)" in str(failures[0])
 
 
+@pytest.mark.slow
 def test_quantising_ends_with_its_parent(tmp_path: Path, source: Path) -> None:
     """No quantising process outlives a worker that is killed."""
     code = (

@@ -93,6 +93,7 @@ def test_a_crash_tells_what_was_printed(embedded: ModelSpec) -> None:
     assert "StoreError" in str(record.reason) or "tpu" in str(record.reason)
 
 
+@pytest.mark.slow
 def test_no_orphan_when_the_parent_is_killed(embedded: ModelSpec, tmp_path: Path) -> None:
     """kill -9 of the parent ends the worker too."""
     code = (
