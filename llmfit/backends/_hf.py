@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmfit.backends._tokenizer import load_tokenizer
 from llmfit.backends.base import Backend, Check, LoadedModel, LoadInfo, Package, Tokenizer
-from llmfit.errors import EvaluationError, ModelLoadError, UsageError
+from llmfit.errors import ModelLoadError
 from llmfit.planning.kv_cache import unsuited
 from llmfit.records import Kernel, KvCacheDtype, Plan
 from llmfit.units import format_percent
@@ -82,12 +82,7 @@ class HfModel(LoadedModel):
         """See ``LoadedModel.decoder``."""
         from llmfit.decode.torch_decoder import TorchDecoder
 
-        if capacity > self.context_length:
-            raise UsageError(
-                f"{capacity} tokens a sequence are asked for, the model's context is "
-                f"{self.context_length}.",
-                hint="fewer prompt or new tokens",
-            )
+        self.check_capacity(capacity)
         return TorchDecoder(
             self.model,
             batch=batch,
@@ -101,13 +96,7 @@ class HfModel(LoadedModel):
         self, windows: Sequence[Window], *, batch_tokens: int, visit: LogitsVisitor | None = None
     ) -> Iterator[WindowScore]:
         """See ``LoadedModel.score``."""
-        longest = max((len(window.ids) - 1 for window in windows), default=0)  # fed, not predicted
-        if longest > self.context_length:
-            raise EvaluationError(
-                f"a window of {longest} tokens exceeds the model's context of "
-                f"{self.context_length}.",
-                hint="a smaller --ppl-window",
-            )
+        self.check_windows(windows)
         if self._kv_cache_dtype is not None:
             from llmfit.decode.cached_scoring import score_windows_cached
 

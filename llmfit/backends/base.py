@@ -18,7 +18,7 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from llmfit.errors import BackendUnavailable
+from llmfit.errors import BackendUnavailable, EvaluationError, UsageError
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -111,6 +111,25 @@ class LoadedModel(ABC):
     @abstractmethod
     def close(self) -> None:
         """Free the memory."""
+
+    def check_capacity(self, capacity: int) -> None:
+        """Raise UsageError where ``capacity`` exceeds the context."""
+        if capacity > self.context_length:
+            raise UsageError(
+                f"{capacity} tokens a sequence are asked for, the model's context is "
+                f"{self.context_length}.",
+                hint="fewer prompt or new tokens",
+            )
+
+    def check_windows(self, windows: Sequence[Window]) -> None:
+        """Raise EvaluationError where a window feeds more tokens than the context."""
+        longest = max((len(window.ids) - 1 for window in windows), default=0)
+        if longest > self.context_length:
+            raise EvaluationError(
+                f"a window of {longest} tokens exceeds the model's context of "
+                f"{self.context_length}.",
+                hint="a smaller --ppl-window",
+            )
 
     def __enter__(self) -> LoadedModel:
         return self

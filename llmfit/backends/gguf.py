@@ -22,7 +22,7 @@ from llmfit.backends.base import (
 )
 from llmfit.backends.registry import split_id
 from llmfit.device import physical_cores, restart_peak
-from llmfit.errors import EvaluationError, ModelLoadError, ModelNotFound, UsageError
+from llmfit.errors import ModelLoadError, ModelNotFound, UsageError
 from llmfit.planning.kv_cache import unsuited
 from llmfit.quantize.cache import ArtifactCache
 from llmfit.quantize.gguf import DEFAULT_TYPE, FILE_TYPES, make_gguf
@@ -52,12 +52,7 @@ class GgufModel(LoadedModel):
         """See ``LoadedModel.decoder``."""
         from llmfit.decode.llama_cpp import LlamaCppDecoder
 
-        if capacity > self.context_length:
-            raise UsageError(
-                f"{capacity} tokens a sequence are asked for, the model's context is "
-                f"{self.context_length}.",
-                hint="fewer --prompt-tokens or --new-tokens",
-            )
+        self.check_capacity(capacity)
         return LlamaCppDecoder(self.model, batch=batch, capacity=capacity)
 
     def score(
@@ -66,13 +61,7 @@ class GgufModel(LoadedModel):
         """See ``LoadedModel.score``."""
         from llmfit.decode.llama_scoring import score_windows
 
-        longest = max((len(window.ids) - 1 for window in windows), default=0)  # fed, not predicted
-        if longest > self.context_length:
-            raise EvaluationError(
-                f"a window of {longest} tokens exceeds the model's context of "
-                f"{self.context_length}.",
-                hint="a smaller --ppl-window",
-            )
+        self.check_windows(windows)
         return score_windows(self.model, windows, batch_tokens=batch_tokens, visit=visit)
 
     def close(self) -> None:

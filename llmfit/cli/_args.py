@@ -30,6 +30,16 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(message.rstrip(".") + ".", hint=f"{self.prog} --help")
 
 
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Add MODEL to a parser."""
+    parser.add_argument(
+        "model",
+        nargs="?",
+        metavar="MODEL",
+        help="a folder with config.json, or a Hugging Face id (default: the embedded model)",
+    )
+
+
 def add_machine(group: argparse._ActionsContainer, *, where: str) -> None:
     """Add --device (``where`` says of what) and --threads to a group of options."""
     group.add_argument(

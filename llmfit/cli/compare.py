@@ -57,12 +57,7 @@ def add_parser(verbs: _args.Subparsers[_args.Parser]) -> None:
         epilog=_EPILOG,
     )
     parser.set_defaults(run=run)
-    parser.add_argument(
-        "model",
-        nargs="?",
-        metavar="MODEL",
-        help="a folder with config.json, or a Hugging Face id (default: the embedded model)",
-    )
+    _args.add_model(parser)
     parser.add_argument(
         "--backends",
         type=_args.backend_list,
