@@ -37,10 +37,11 @@ from transformers import (
 from llmfit.backends._hf import HfModel, linear_kernel
 from llmfit.backends._tokenizer import HfTokenizer
 from llmfit.backends.base import LoadInfo
+from llmfit.device import environment
 from llmfit.evaluate.adapter import ModelAdapter
 from llmfit.evaluate.tasks import read_hellaswag
 from llmfit.models import data_path
-from llmfit.records import Kernel
+from llmfit.records import Kernel, to_builtins
 from llmfit.stats import sampled
 
 LLAMA_1B = {
@@ -288,15 +289,20 @@ def main() -> None:
     if args.out is not None:
         figures = {
             "parameters": parameters,
-            "settings": {key: str(value) for key, value in vars(args).items() if key != "out"},
+            "settings": {key: _named(value) for key, value in vars(args).items() if key != "out"},
             "tokens": lengths,
             "hf_batch_sizes_items_per_s": tried,
             "items_per_s": rates,
             "ratio": {name: ratio.median for name, ratio in ratios.items()},
             "agreement": same,
-            "torch": torch.__version__,
+            "environment": to_builtins(environment()),
         }
         args.out.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+def _named(value: Any) -> Any:
+    """A setting for the record: of a file its name, which says which without saying where."""
+    return value.name if isinstance(value, Path) else value
 
 
 if __name__ == "__main__":

@@ -156,7 +156,7 @@ def test_a_changed_text_or_model_is_refused_with_both_hashes(
     text = home / "text.txt"
     kept = text.read_bytes()
     text.write_bytes(kept + b"One more sentence.")
-    with pytest.raises(UsageError, match=r"text\.txt has content [0-9a-f]{40}, the record"):
+    with pytest.raises(UsageError, match=r"text\.txt has content [0-9a-f]{40}, in the record"):
         again(recorded, home)
     text.write_bytes(kept)
 
