@@ -205,10 +205,13 @@ def test_missing_tensors_are_refused(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["gptq", "awq"])
 @pytest.mark.parametrize("partly", [False, True], ids=["all-layers", "dynamic"])
-def test_gptqmodels_own_checkpoints_load(method: str, partly: bool, tmp_path: Path) -> None:
+def test_gptqmodels_own_checkpoints_load(
+    method: str, partly: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What GPTQModel quantises and saves gives its own loader's logits, by either way in."""
     from llmfit.quantize._gptqmodel import import_gptqmodel
 
+    monkeypatch.chdir(tmp_path)  # it writes logs into the folder that it runs in
     gptqmodel = import_gptqmodel()
     from gptqmodel.quantization import AWQConfig, GPTQConfig
 
