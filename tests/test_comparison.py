@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -85,6 +86,45 @@ def test_rows_and_verdict_are_on_disk(tmp_path: Path) -> None:
         assert row.perplexity is not None and row.perplexity.token > 1
         assert row.memory is not None and row.memory.predicted_bytes is not None
     assert comparison.verdict.backend in ("sdpa", "nf4")
+
+
+def test_the_reference_runs_first_and_the_others_are_held_against_it(tmp_path: Path) -> None:
+    """Named last, bf16 still runs first; rows keep the order asked for; its logits do not stay."""
+    watcher = Watcher()
+    comparison = compare(
+        backends=["sdpa", "bf16"], workload=QUICK, evaluation=FEW, runs_dir=str(tmp_path),
+        observer=watcher,
+    )  # fmt: skip
+    assert watcher.started == ["bf16", "sdpa"]
+    sdpa, bf16 = comparison.rows
+    assert (sdpa.backend, bf16.backend) == ("sdpa", "bf16")
+    assert bf16.divergence is None and bf16.difference is None
+    assert sdpa.divergence is not None and sdpa.divergence.reference == "bf16"
+    assert sdpa.perplexity is not None and sdpa.divergence.n_tokens == sdpa.perplexity.n_tokens
+    assert sdpa.kl_divergence == sdpa.divergence.mean and 0 < sdpa.divergence.mean < 0.01
+    assert sdpa.top1_agreement == sdpa.divergence.top1_agreement > 0.95
+    assert sdpa.difference is not None and sdpa.difference.reference == "bf16"
+    folder = tmp_path / comparison.run_id
+    assert {path.suffix for path in folder.iterdir()} == {".json", ".log"}
+
+
+def test_a_record_says_what_made_it(tmp_path: Path) -> None:
+    """Machine, content hashes of model and inputs, seed, settings and command are in each row."""
+    comparison = compare(
+        backends=["sdpa"], workload=QUICK, evaluation=FEW, runs_dir=str(tmp_path), seed=7,
+        command="llmfit compare --seed 7",
+    )  # fmt: skip
+    (row,) = comparison.rows
+    assert row.environment == comparison.environment
+    assert row.plan is not None and row.plan.model.content_hash is not None
+    assert (row.plan.seed, row.plan.command) == (7, "llmfit compare --seed 7")
+    assert row.plan.evaluation == FEW and row.plan.workload == QUICK
+    texts = {data_path("hellaswag.jsonl"), data_path("text.txt")}
+    assert set(row.plan.inputs) == {str(path) for path in texts}
+    for path, digest in row.plan.inputs.items():
+        content = hashlib.blake2b(Path(path).read_bytes(), digest_size=20).hexdigest()
+        listed = f"{Path(path).name}\0{content}\n".encode()
+        assert digest == hashlib.blake2b(listed, digest_size=20).hexdigest()
 
 
 @pytest.mark.slow

@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from llmfit.backends.registry import backend_ids, get_backend
+from llmfit.backends.registry import default_backends, get_backend
+from llmfit.comparison import compare
 from llmfit.decode.torch_decoder import TorchDecoder
-from llmfit.records import ModelSpec, Plan, Workload
+from llmfit.models import resolve
+from llmfit.records import EvaluationSettings, ModelSpec, Plan, Workload
 from llmfit.runner.isolate import run_isolated
 
 pytestmark = [
@@ -17,7 +19,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here"),
 ]
 
-ON_GPU = [name for name in backend_ids() if "cuda" in get_backend(name).devices]
+ON_GPU = [n for n in default_backends(resolve(None)) if "cuda" in get_backend(n).devices]
 QUICK = Workload(prompt_tokens=32, new_tokens=16)
 
 
@@ -79,3 +81,21 @@ def test_graph_replay_equals_generate(embedded: ModelSpec) -> None:
             decoder.step()
             ours += decoder.tokens()
         assert ours == expected
+
+
+def test_quality_on_the_gpu_is_that_of_the_cpu(tmp_path: Path) -> None:
+    """Perplexity agrees within 0.5 %, and the divergence between the rows is bf16's rounding."""
+    perplexity = {}
+    for device in ("cpu", "cuda"):
+        rows = compare(
+            backends=["bf16", "sdpa"],
+            workload=QUICK,
+            evaluation=EvaluationSettings(limit=40),
+            device=device,
+            runs_dir=str(tmp_path),
+        ).rows
+        assert [row.status for row in rows] == ["ok", "ok"], [row.reason for row in rows]
+        assert rows[0].perplexity is not None and rows[1].kl_divergence is not None
+        assert rows[1].kl_divergence < 0.001
+        perplexity[device] = rows[0].perplexity.token
+    assert perplexity["cuda"] == pytest.approx(perplexity["cpu"], rel=0.005)
