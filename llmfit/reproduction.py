@@ -201,7 +201,6 @@ def _reference_plan(plan: Plan, reference: str, folder: Path | None) -> Plan:
         backend=reference,
         device=device,
         checkpoint=None,
-        predicted=predict_memory(
-            plan.model, reference, plan.workload, device, kv_cache_dtype=plan.kv_cache_dtype
-        ),
+        kv_cache_dtype=None,  # as in any comparison: the reference keeps 16 bits
+        predicted=predict_memory(plan.model, reference, plan.workload, device),
     )
