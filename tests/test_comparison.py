@@ -88,6 +88,7 @@ def test_rows_and_verdict_are_on_disk(tmp_path: Path) -> None:
     assert comparison.verdict.backend in ("sdpa", "nf4")
 
 
+@pytest.mark.slow
 def test_the_reference_runs_first_and_the_others_are_held_against_it(tmp_path: Path) -> None:
     """Named last, bf16 still runs first; rows keep the order asked for; its logits do not stay."""
     watcher = Watcher()
@@ -108,6 +109,7 @@ def test_the_reference_runs_first_and_the_others_are_held_against_it(tmp_path: P
     assert {path.suffix for path in folder.iterdir()} == {".json", ".log"}
 
 
+@pytest.mark.slow
 def test_a_record_says_what_made_it(tmp_path: Path) -> None:
     """Machine, content hashes of model and inputs, seed, settings and command are in each row."""
     comparison = compare(
@@ -146,6 +148,7 @@ def test_a_short_context_shortens_the_default_workload(tmp_path: Path, user_fold
         compare(str(folder), backends=["sdpa"], evaluation=None, workload=Workload())
 
 
+@pytest.mark.slow
 def test_a_missing_package_is_an_unavailable_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,6 +9,8 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
 
@@ -220,6 +222,7 @@ def test_tokenizer_splits_words_as_gpt2_does() -> None:
         assert tokenizer(text, add_special_tokens=False)["input_ids"] == expected
 
 
+@pytest.mark.slow
 def test_model_is_good_but_not_perfect() -> None:
     """In bf16 the model gets between 70 % and 95 % of its questions right by acc_norm."""
     scores = score_questions(MODEL, rows())

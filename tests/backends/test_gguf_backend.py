@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -228,32 +227,6 @@ def test_perplexity_of_the_half_precision_file(
     loss = torch.nn.functional.cross_entropy(logits, torch.tensor(ids[1:])).item()
     ours = -sum(score.logprobs) / len(score.logprobs)
     assert math.exp(ours) == pytest.approx(math.exp(loss), rel=0.03)
-
-
-def test_decode_loop_is_lean(loaded: LoadedModel) -> None:
-    """The loop reaches 0.8 of bare llama_decode calls on a model where overhead shows most.
-
-    A step of this model takes about half a millisecond; on a real one the overhead vanishes.
-    """
-    import llama_cpp
-
-    prompt = loaded.tokenizer.encode(PROMPTS[0])
-    decoder: Any = loaded.decoder(batch=1, capacity=256)
-
-    def bare() -> None:
-        decoder._next.positions += 1
-        llama_cpp.llama_decode(decoder._context.handle, decoder._next.struct)
-        llama_cpp.llama_get_logits_ith(decoder._context.handle, 0)
-
-    def seconds(step: Any) -> float:
-        decoder.prefill([prompt])
-        start = time.perf_counter()
-        for _ in range(200):
-            step()
-        return time.perf_counter() - start
-
-    pairs = [(seconds(decoder.step), seconds(bare)) for _ in range(5)]
-    assert min(bare for _, bare in pairs) / min(ours for ours, _ in pairs) > 0.8
 
 
 def test_limits_are_errors(loaded: LoadedModel) -> None:

@@ -189,6 +189,7 @@ def test_checkpoints_of_other_tools_load(
         assert torch.equal(row.model(IDS).logits, made.model(IDS).logits)
 
 
+@pytest.mark.slow
 def test_wrong_checkpoints_are_refused(cache: Path, small: ModelSpec) -> None:
     """An unquantised checkpoint, one of the other method and one of another model are named."""
     made = load("gptq", small, cache).info.artifact

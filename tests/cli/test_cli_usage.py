@@ -56,7 +56,7 @@ WRONG = [
     (["compare", "--tasks", ""], "''"),
     (["compare", "--tasks", "hellaswag,,piqa"], "'hellaswag,,piqa'"),
     (["compare", "--tasks", "piqa,piqa"], "'piqa'"),
-    (["compare", "--tasks", "helaswag"], "helaswag"),
+    pytest.param(["compare", "--tasks", "helaswag"], "helaswag", marks=pytest.mark.slow),
     (["compare", "--tasks", "piqa", "--text-file", __file__], "--text-file"),
     (["compare", "--tasks", "piqa", "--ppl-window", "64"], "--ppl-window"),
     (["compare", "--tasks", "wikitext", "--hellaswag-file", __file__], "--hellaswag-file"),
