@@ -77,10 +77,13 @@ def compare(
     spec = resolve(model)
     chosen = tuple(backends) if backends is not None else default_backends(spec)
     _check_artifacts(chosen, checkpoints or {}, llama_cpp_dir)
-    asked = workload or Workload()
-    may_shorten = workload is None if shorten is None else shorten
-    work = fit_workload(asked, spec.max_position_embeddings) if may_shorten else asked
-    check_workload(work, spec.max_position_embeddings)
+    if kv_cache_dtype is not None and set(chosen) == {REFERENCE}:
+        raise UsageError(
+            f"a KV cache in {kv_cache_dtype} is asked for, and {REFERENCE} alone, which keeps "
+            "16 bits, is among the rows.",
+            hint=f"--backends {REFERENCE},sdpa",
+        )
+    work, notes = _fitted(workload, shorten, spec)
     machine = probe_environment()
     base = Plan(
         backend="",
@@ -93,7 +96,7 @@ def compare(
         threads=threads,
         seed=seed,
         cache_dir=_absolute(cache_dir),
-        notes=() if work == asked else (_shortened(asked, work, spec),),
+        notes=notes,
         offline=_must_do_without_hub(spec, evaluation),
         kv_cache_dtype=kv_cache_dtype,
         llama_cpp_dir=_absolute(llama_cpp_dir),
@@ -170,11 +173,20 @@ def _device(asked: str | None, machine: Environment) -> Device:
     return "cpu" if asked == "cpu" or machine.gpu is None else "cuda"
 
 
-def _shortened(asked: Workload, work: Workload, spec: ModelSpec) -> str:
-    return (
+def _fitted(
+    workload: Workload | None, shorten: bool | None, spec: ModelSpec
+) -> tuple[Workload, tuple[str, ...]]:
+    """The workload to time, with a note where it is shorter than asked. Raises UsageError."""
+    asked = workload or Workload()
+    may_shorten = workload is None if shorten is None else shorten
+    context = spec.max_position_embeddings
+    work = fit_workload(asked, context) if may_shorten else asked
+    check_workload(work, context)
+    if work == asked:
+        return work, ()
+    return work, (
         f"timed with {work.prompt_tokens} prompt + {work.new_tokens} new tokens instead of "
-        f"{asked.prompt_tokens} + {asked.new_tokens}: the model's context is "
-        f"{spec.max_position_embeddings}"
+        f"{asked.prompt_tokens} + {asked.new_tokens}: the model's context is {context}",
     )
 
 

@@ -11,19 +11,24 @@ from pathlib import Path
 
 from llmfit.evaluate.score import evaluation_files
 from llmfit.quantize.cache import ArtifactCache
+from llmfit.quantize.gguf_checkout import Checkout
 from llmfit.records import Plan
 
 
 def hashed(plan: Plan) -> Plan:
     """``plan`` with the content hashes of its model, which has to be on disk, and its inputs.
 
-    What was hashed before is remembered beside the artifact cache. Raises ModelNotFound.
+    What was hashed before is remembered beside the artifact cache. Raises ModelNotFound, and
+    UsageError for a llama.cpp checkout without a converter.
     """
     hashes = ArtifactCache(Path(plan.cache_dir) if plan.cache_dir else None).hashes
+    inputs = {str(path): hashes.everything(path) for path in _paths(plan)}
+    if plan.llama_cpp_dir is not None:  # its converter is read, not its builds and history
+        inputs[plan.llama_cpp_dir] = Checkout.at(plan.llama_cpp_dir).content_hash()
     return replace(
         plan,
         model=replace(plan.model, content_hash=hashes.model(Path(plan.model.path))),
-        inputs={str(path): hashes.everything(path) for path in _paths(plan)},
+        inputs=inputs,
     )
 
 
@@ -48,7 +53,7 @@ def _content(plan: Plan, path: str) -> str:
 
 def _paths(plan: Plan) -> Iterator[Path]:
     """Local files and folders that the row reads beside the model; hub ids are left out."""
-    given = [plan.checkpoint, plan.calibration_file, plan.llama_cpp_dir]
+    given = [plan.checkpoint, plan.calibration_file]
     if plan.evaluation is not None:
         files = evaluation_files(plan.model, plan.evaluation)
         given += [*map(str, filter(None, files)), plan.evaluation.include_path]

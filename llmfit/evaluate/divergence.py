@@ -31,8 +31,6 @@ from llmfit.records import Divergence, from_json
 from llmfit.stats import ratio_interval
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     import torch
 
 _HEADER_BYTES = 1024
@@ -90,7 +88,7 @@ def remove_reference(path: Path) -> None:
 
 
 class Watch(ABC):
-    """Sees the logits of a text's first windows while they are scored; a context manager.
+    """Sees the logits of a text's first windows while they are scored; close it after use.
 
     Its own mishaps, as a full disk or a file of another text, become a note and never an error:
     the row's perplexity still counts.
@@ -139,23 +137,13 @@ class Watch(ABC):
 
     def _fail(self, reason: str) -> None:
         self._note = f"no divergence: {reason}."
-        self._close()
+        self.close()
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """End watching; what is not complete by then is removed."""
         if self._stream is not None:
             with suppress(OSError):  # its buffer meets the same full disk; the note says so already
                 self._stream.close()
-
-    def __enter__(self) -> Watch:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._close()
 
 
 class ReferenceWriter(Watch):
@@ -219,8 +207,9 @@ class ReferenceWriter(Watch):
         self._stream.close()  # what is buffered may still meet a full disk
         self._temporary.replace(self._reference.path)
 
-    def _close(self) -> None:
-        super()._close()
+    def close(self) -> None:
+        """See ``Watch.close``."""
+        super().close()
         self._temporary.unlink(missing_ok=True)
 
 

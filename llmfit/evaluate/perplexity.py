@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 
@@ -73,11 +74,13 @@ def score_text(
     if reference is None:
         scores = _score(model, layout.windows, settings, progress)
     else:
-        with watch(
-            reference,
-            layout.windows,
-            vocab_size=model.vocab_size,
-            limit_bytes=settings.reference_bytes,
+        with closing(
+            watch(
+                reference,
+                layout.windows,
+                vocab_size=model.vocab_size,
+                limit_bytes=settings.reference_bytes,
+            )
         ) as observer:
             scores = _score(model, layout.windows, settings, progress, observer)
             watched = _longest_first(layout.windows, 0, observer.n_windows)

@@ -64,6 +64,7 @@ WRONG = [
     (["compare", "--include-path", "."], "--include-path"),
     (["compare", "--ppl-protocol", "gptq"], "'gptq'"),
     (["compare", "--kv-cache-dtype", "q5_0"], "'q5_0'"),
+    (["compare", "--kv-cache-dtype", "q4_0", "--backends", "bf16"], "q4_0"),
     (["compare", "--llama-cpp", "not-there"], "'not-there'"),
     (["compare", "--llama-cpp", __file__], "is a file"),
     (["compare", "--llama-cpp", "."], "convert_hf_to_gguf.py"),

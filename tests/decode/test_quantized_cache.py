@@ -7,37 +7,19 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, MistralConfig
+from decoding import PROMPTS, continue_with
+from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig
 from transformers import MistralForCausalLM as Mistral
 
 from llmfit.backends.registry import get_backend
 from llmfit.decode.quantized_cache import quantized_cache
 from llmfit.decode.torch_decoder import TorchDecoder
 from llmfit.errors import ModelLoadError, UsageError
-from llmfit.models import data_path
 from llmfit.records import KvCacheDtype, ModelSpec, Plan
 
 pytest.importorskip("hqq")
 
-PROMPTS = [list(range(20, 45)), list(range(300, 307)), [7]]
 BITS: dict[KvCacheDtype, int] = {"q8_0": 8, "q4_0": 4}
-
-
-@pytest.fixture(scope="module")
-def model() -> Any:
-    """The embedded model in float32, where rounding cannot decide between two tokens."""
-    loaded = AutoModelForCausalLM.from_pretrained(data_path("embedded"), dtype=torch.float32)
-    return loaded.eval()
-
-
-def continue_with(decoder: Any, prompts: list[list[int]], new: int) -> list[list[int]]:
-    """``new`` greedy tokens of each prompt."""
-    decoder.prefill(prompts)
-    columns = [decoder.tokens()]
-    for _ in range(new - 1):
-        decoder.step()
-        columns.append(decoder.tokens())
-    return [list(row) for row in zip(*columns, strict=True)]
 
 
 def generate(

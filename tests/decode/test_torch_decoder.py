@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from decoding import PROMPTS, continue_with
 from transformers import (
-    AutoModelForCausalLM,
     AutoTokenizer,
     Gemma2Config,
     Gemma2ForCausalLM,
@@ -29,25 +29,7 @@ from llmfit.errors import ModelLoadError, UsageError
 from llmfit.models import data_path, resolve
 from llmfit.records import ModelSpec, Plan
 
-PROMPTS = [list(range(20, 45)), list(range(300, 307)), [7]]
 NEW = 20
-
-
-@pytest.fixture(scope="module")
-def model() -> torch.nn.Module:
-    """The embedded model in float32, where rounding cannot decide between two tokens."""
-    loaded = AutoModelForCausalLM.from_pretrained(data_path("embedded"), dtype=torch.float32)
-    return loaded.eval()
-
-
-def continue_with(decoder: TorchDecoder, prompts: list[list[int]], new: int) -> list[list[int]]:
-    """``new`` greedy tokens of each prompt."""
-    decoder.prefill(prompts)
-    columns = [decoder.tokens()]
-    for _ in range(new - 1):
-        decoder.step()
-        columns.append(decoder.tokens())
-    return [list(row) for row in zip(*columns, strict=True)]
 
 
 def generate(model: torch.nn.Module, prompts: list[list[int]], new: int) -> list[list[int]]:

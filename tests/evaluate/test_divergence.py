@@ -6,7 +6,7 @@ import random
 import re
 import resource
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -405,7 +405,7 @@ def test_memory_is_bounded_for_a_large_vocabulary(path: Path) -> None:
     reference = Reference(path=path, writes=True, backend="bf16")
     for side in (reference, replace(reference, writes=False)):
         observer = watch(side, [window], vocab_size=vocabulary, limit_bytes=2**30)
-        with observer:
+        with closing(observer):
             with LargestTensor() as largest:
                 observer(logits)
             divergence, notes = observer.result([256])
