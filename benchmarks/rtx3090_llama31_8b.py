@@ -19,7 +19,7 @@ import llmfit
 from llmfit.files import write_atomically
 from llmfit.job import Observer
 from llmfit.models import resolve, why_no_weights
-from llmfit.planning.reference import RTX_3090, ReferenceComparison, beside
+from llmfit.planning.comparing.reference import RTX_3090, ReferenceComparison, beside
 from llmfit.records import (
     Comparison,
     EvaluationSettings,

@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from llmfit.job import ComparisonInterrupted, Observer
     from llmfit.path import Measuring, find_path
     from llmfit.planner import plan
-    from llmfit.planning.advise import Advice, recommend_optimization
-    from llmfit.planning.constraints import Constraints
-    from llmfit.planning.ladder import MemoryPath
-    from llmfit.planning.recommend import recommend
+    from llmfit.planning.advice.advise import Advice, recommend_optimization
+    from llmfit.planning.advice.ladder import MemoryPath
+    from llmfit.planning.verdict.constraints import Constraints
+    from llmfit.planning.verdict.recommend import recommend
     from llmfit.records import (
         Comparison,
         EvaluationSettings,
@@ -37,16 +37,16 @@ if TYPE_CHECKING:
     from llmfit.reproduction import reproduce
 
 _HOMES = {
-    "Advice": "llmfit.planning.advise",
+    "Advice": "llmfit.planning.advice.advise",
     "Comparison": "llmfit.records",
     "ComparisonInterrupted": "llmfit.job",
-    "Constraints": "llmfit.planning.constraints",
+    "Constraints": "llmfit.planning.verdict.constraints",
     "Deployer": "llmfit.deployer",
     "EvaluationSettings": "llmfit.records",
     "Generation": "llmfit.deployer",
     "LlmfitError": "llmfit.errors",
     "Measuring": "llmfit.path",
-    "MemoryPath": "llmfit.planning.ladder",
+    "MemoryPath": "llmfit.planning.advice.ladder",
     "ModelPlan": "llmfit.records",
     "Observer": "llmfit.job",
     "RunRecord": "llmfit.records",
@@ -56,8 +56,8 @@ _HOMES = {
     "compare": "llmfit.comparison",
     "find_path": "llmfit.path",
     "plan": "llmfit.planner",
-    "recommend": "llmfit.planning.recommend",
-    "recommend_optimization": "llmfit.planning.advise",
+    "recommend": "llmfit.planning.verdict.recommend",
+    "recommend_optimization": "llmfit.planning.advice.advise",
     "reproduce": "llmfit.reproduction",
 }
 

@@ -19,12 +19,12 @@ from llmfit.job import Judge, Observer, run_plans
 from llmfit.measure import settle_workload
 from llmfit.models import hub_reachable, resolve, why_no_weights
 from llmfit.planner import Machine, check_backends, find_machine, predict_row
-from llmfit.planning.calibration import with_bandwidth
-from llmfit.planning.constraints import Constraints, Objective
-from llmfit.planning.memory import predict_memory
-from llmfit.planning.quality import REFERENCE
-from llmfit.planning.recommend import recommend
-from llmfit.planning.roofline import predict_speed
+from llmfit.planning.comparing.differences import REFERENCE
+from llmfit.planning.memory.prediction import predict_memory
+from llmfit.planning.speed.calibration import with_bandwidth
+from llmfit.planning.speed.roofline import predict_speed
+from llmfit.planning.verdict.constraints import Constraints, Objective
+from llmfit.planning.verdict.recommend import recommend
 from llmfit.quantize.gguf_checkout import Checkout
 from llmfit.records import (
     Comparison,

@@ -24,7 +24,7 @@ from llmfit.device import Marks, cap_gpu_memory, pick_device, set_threads
 from llmfit.errors import LlmfitError, TaskUnavailable, UsageError
 from llmfit.measure import fit_workload, measure
 from llmfit.models import local_folder, resolve
-from llmfit.planning.quality import REFERENCE
+from llmfit.planning.comparing.differences import REFERENCE
 from llmfit.records import (
     Evaluation,
     EvaluationSettings,

@@ -18,7 +18,7 @@ from types import ModuleType
 from typing import Any
 
 from llmfit.errors import DoesNotFit, UsageError
-from llmfit.planning.memory import CUDA_RUNTIME_BYTES
+from llmfit.planning.memory.prediction import CUDA_RUNTIME_BYTES
 from llmfit.records import Device, Environment
 from llmfit.units import format_bytes
 

@@ -27,12 +27,12 @@ from llmfit.files import write_atomically
 from llmfit.history import default_runs_dir
 from llmfit.inputs import hashed
 from llmfit.models import local_folder
-from llmfit.planning.constraints import Constraints
-from llmfit.planning.memory import predict_memory
-from llmfit.planning.quality import REFERENCE, attach_differences
-from llmfit.planning.recommend import recommend
-from llmfit.planning.remedy import OFFLOAD, first_change
-from llmfit.planning.roofline import attach_roofline
+from llmfit.planning.advice.remedy import OFFLOAD, first_change
+from llmfit.planning.comparing.differences import REFERENCE, attach_differences
+from llmfit.planning.memory.prediction import predict_memory
+from llmfit.planning.speed.roofline import attach_roofline
+from llmfit.planning.verdict.constraints import Constraints
+from llmfit.planning.verdict.recommend import recommend
 from llmfit.quantize.cache import ArtifactCache
 from llmfit.records import (
     Comparison,

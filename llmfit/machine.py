@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llmfit.device import cpu_name, load_nvml, physical_cores
-from llmfit.planning.hardware import match_gpu
+from llmfit.planning.speed.hardware import match_gpu
 from llmfit.records import Hardware
 
 

@@ -1,6 +1,6 @@
 """From a model and a memory target to the ladder that leads there, predicted and measured.
 
-    model ─► ModelSpec ─► planning/ladder.py ─► rung by rung: comparison.compare ─► MemoryPath
+    model ─► ModelSpec ─► planning/advice/ladder ─► rung by rung: comparison.compare ─► MemoryPath
 
 Each rung is measured by a comparison of one row, in a process of its own.
 """
@@ -17,8 +17,8 @@ from llmfit.machine import detect_cpu, detect_gpu
 from llmfit.measure import settle_workload
 from llmfit.models import resolve, why_no_weights
 from llmfit.planner import fill_context
-from llmfit.planning.candidate import footprint_bytes
-from llmfit.planning.ladder import MemoryPath, Rung, ladder, needed
+from llmfit.planning.advice.ladder import MemoryPath, Rung, ladder, needed
+from llmfit.planning.verdict.candidate import footprint_bytes
 from llmfit.records import Device, Hardware, ModelSpec, RunRecord, Weights, Workload
 from llmfit.units import GB, format_bytes
 

@@ -18,13 +18,13 @@ from llmfit.history import own_records
 from llmfit.machine import detect_cpu, detect_gpu
 from llmfit.measure import settle_workload
 from llmfit.models import resolve
-from llmfit.planning.calibration import measured_bandwidth
-from llmfit.planning.context import max_context
-from llmfit.planning.hardware import assumed_gpu, find_gpu, note_on
-from llmfit.planning.memory import predict_memory
-from llmfit.planning.remedy import first_change
-from llmfit.planning.roofline import predict_speed
-from llmfit.planning.weights import unpacked_expert_share
+from llmfit.planning.advice.remedy import first_change
+from llmfit.planning.memory.context import max_context
+from llmfit.planning.memory.prediction import predict_memory
+from llmfit.planning.memory.weights import unpacked_expert_share
+from llmfit.planning.speed.calibration import measured_bandwidth
+from llmfit.planning.speed.hardware import assumed_gpu, find_gpu, note_on
+from llmfit.planning.speed.roofline import predict_speed
 from llmfit.records import (
     Device,
     Hardware,

@@ -17,9 +17,9 @@ from llmfit.errors import StoreError, UsageError
 from llmfit.history import default_runs_dir
 from llmfit.inputs import changed
 from llmfit.job import Observer, run_plans
-from llmfit.planning.agreement import Reproduction, agreement
-from llmfit.planning.comparable import difference_in
-from llmfit.planning.memory import predict_memory
+from llmfit.planning.comparing.agreement import Reproduction, agreement
+from llmfit.planning.comparing.comparable import difference_in
+from llmfit.planning.memory.prediction import predict_memory
 from llmfit.records import Comparison, Environment, Plan, RunRecord, from_json, read_record
 from llmfit.runner.isolate import probe_environment
 

@@ -18,8 +18,8 @@ from llmfit.backends.base import (
 )
 from llmfit.decode.base import GREEDY, Decoder, LogitsVisitor, Sampling, Window, WindowScore
 from llmfit.planning.architectures import read_shape
-from llmfit.planning.quality import attach_differences
-from llmfit.planning.recommend import recommend
+from llmfit.planning.comparing.differences import attach_differences
+from llmfit.planning.verdict.recommend import recommend
 from llmfit.records import (
     Comparison,
     Decode,

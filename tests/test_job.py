@@ -13,7 +13,7 @@ from llmfit.backends.registry import get_backend
 from llmfit.comparison import compare
 from llmfit.job import _too_large, nothing_fits
 from llmfit.models import data_path, resolve
-from llmfit.planning.memory import predict_memory
+from llmfit.planning.memory.prediction import predict_memory
 from llmfit.records import Environment, ModelSpec, Plan, RunRecord, Status, Workload
 from llmfit.testing import make_record
 

@@ -12,7 +12,7 @@ import pytest
 
 from llmfit import machine
 from llmfit.machine import detect_cpu, detect_gpu
-from llmfit.planning.hardware import find_gpu
+from llmfit.planning.speed.hardware import find_gpu
 
 
 class FakeNvml:

@@ -10,7 +10,7 @@ import pytest
 from llmfit.comparison import compare
 from llmfit.errors import UsageError
 from llmfit.path import Measuring, find_path
-from llmfit.planning.ladder import ladder
+from llmfit.planning.advice.ladder import ladder
 from llmfit.records import Workload
 
 SHORT = Workload(prompt_tokens=16, new_tokens=4, repeats=1, warmup=0)

@@ -313,7 +313,7 @@ def test_blocks_have_to_match() -> None:
 def test_statistics_import_nothing_heavy() -> None:
     """Importing statistics, verdict and report loads neither scipy nor numpy nor torch."""
     code = (
-        "import sys, llmfit.stats, llmfit.planning.recommend, llmfit.report.table\n"
+        "import sys, llmfit.stats, llmfit.planning.verdict.recommend, llmfit.report.table\n"
         "print(*({'scipy', 'numpy', 'torch'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -16,7 +16,7 @@ from llmfit.backends._tokenizer import tokenizer_of
 from llmfit.backends.base import Backend, Check, LoadedModel, LoadInfo, Package, Tokenizer
 from llmfit.errors import LlmfitError, ModelLoadError
 from llmfit.models import config_of
-from llmfit.planning.kv_cache import unsuited
+from llmfit.planning.memory.kv_cache import unsuited
 from llmfit.records import Kernel, KvCacheDtype, Plan
 from llmfit.units import format_percent
 

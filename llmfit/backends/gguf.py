@@ -26,11 +26,12 @@ from llmfit.backends.registry import split_id
 from llmfit.device import physical_cores, restart_peak, return_freed_memory
 from llmfit.errors import ModelLoadError, ModelNotFound, UsageError
 from llmfit.models import config_of
-from llmfit.planning.gguf_mix import gguf_bytes
-from llmfit.planning.gguf_mixtures import FILE_TYPES as PLANNED
-from llmfit.planning.kv_cache import unsuited
+from llmfit.planning.memory.gguf_mix import gguf_bytes
+from llmfit.planning.memory.gguf_mixtures import DEFAULT_TYPE
+from llmfit.planning.memory.gguf_mixtures import FILE_TYPES as PLANNED
+from llmfit.planning.memory.kv_cache import unsuited
 from llmfit.quantize.cache import ArtifactCache
-from llmfit.quantize.gguf import DEFAULT_TYPE, FILE_TYPES, make_gguf
+from llmfit.quantize.gguf import FILE_TYPES, make_gguf
 from llmfit.quantize.gguf_architectures import ARCHITECTURES
 from llmfit.quantize.gguf_checkout import Checkout
 from llmfit.quantize.gguf_synthetic import plan_synthetic, write_synthetic

@@ -33,7 +33,7 @@ from llmfit.backends.base import (
     no_progress,
 )
 from llmfit.device import free_bytes, gpu_room_bytes, resident_bytes
-from llmfit.planning.memory import predict_memory
+from llmfit.planning.memory.prediction import predict_memory
 from llmfit.records import Kernel, Plan
 from llmfit.units import format_bytes
 

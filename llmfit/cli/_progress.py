@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from llmfit.cli._console import is_terminal, say
 from llmfit.job import Observer
-from llmfit.planning.recommend import STATUS_WORDS, needed_bytes
+from llmfit.planning.verdict.recommend import STATUS_WORDS, needed_bytes
 from llmfit.report._text import plain
 from llmfit.units import format_bytes, format_percent, format_rate, format_seconds
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 from llmfit.cli import _args
 from llmfit.cli._console import emit, terminal_width, wants_color
 from llmfit.errors import UsageError
-from llmfit.planning.situation import HARDWARE_KINDS, TASKS
+from llmfit.planning.advice.situation import HARDWARE_KINDS, TASKS
 
 if TYPE_CHECKING:
-    from llmfit.planning.situation import HardwareKind
+    from llmfit.planning.advice.situation import HardwareKind
 
 _DESCRIPTION = """\
 Say which optimisation techniques to apply to a model for a task, the memory
@@ -75,7 +75,7 @@ def add_parser(verbs: _args.Subparsers[_args.Parser]) -> None:
 def run(args: argparse.Namespace) -> int:
     """Choose and print."""
     from llmfit.history import own_records
-    from llmfit.planning.advise import guide
+    from llmfit.planning.advice.advise import guide
     from llmfit.report.advice import render_guide
 
     vram_gb, hardware = _machine(args.vram_gb, args.hardware)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from llmfit.cli import _args, _compare_options
 from llmfit.cli._console import emit, say, terminal_width, wants_color, write_file
 from llmfit.errors import UsageError
-from llmfit.planning.constraints import Constraints
+from llmfit.planning.verdict.constraints import Constraints
 from llmfit.report import Format, render
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def _text(comparison: Comparison, args: argparse.Namespace, fmt: Format) -> str:
     width, color = terminal_width(), wants_color(sys.stdout)
     if args.reference is None:
         return render(comparison, fmt, width=width, color=color)
-    from llmfit.planning.reference import beside, find_reference
+    from llmfit.planning.comparing.reference import beside, find_reference
     from llmfit.records import to_builtins, to_json
     from llmfit.report.reference import render_reference
 
@@ -153,7 +153,7 @@ def _take_reference(args: argparse.Namespace) -> None:
         args.weights = args.weights or "real"
         return
     from llmfit.models import resolve, why_no_weights
-    from llmfit.planning.reference import find_reference
+    from llmfit.planning.comparing.reference import find_reference
 
     table = find_reference(args.reference)
     args.model = args.model or table.model

@@ -11,7 +11,7 @@ from llmfit.report._text import plain
 from llmfit.units import format_bytes, format_rate, format_seconds, format_signed
 
 if TYPE_CHECKING:
-    from llmfit.planning.agreement import Figure, Reproduction, RowAgreement
+    from llmfit.planning.comparing.agreement import Figure, Reproduction, RowAgreement
 
 _DESCRIPTION = """\
 Run what a record holds again, with the same model, files, workload and

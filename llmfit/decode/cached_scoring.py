@@ -29,7 +29,7 @@ from llmfit.decode.base import LogitsVisitor, Window, WindowScore
 from llmfit.decode.placement import execution_device
 from llmfit.decode.quantized_cache import quantized_cache
 from llmfit.decode.torch_scoring import score_hidden
-from llmfit.planning.kv_cache import RESIDUAL_TOKENS
+from llmfit.planning.memory.kv_cache import RESIDUAL_TOKENS
 from llmfit.records import KvCacheDtype
 
 

@@ -23,7 +23,7 @@ from transformers.cache_utils import HQQQuantizedLayer
 from llmfit.decode.placement import execution_device
 from llmfit.device import return_freed_memory
 from llmfit.errors import ModelLoadError
-from llmfit.planning.kv_cache import HQQ_BITS, RESIDUAL_TOKENS, group_size, hqq_bits
+from llmfit.planning.memory.kv_cache import HQQ_BITS, RESIDUAL_TOKENS, group_size, hqq_bits
 from llmfit.records import KvCacheDtype
 
 _HINT = "without --kv-cache-dtype, the KV cache stays in 16 bits"

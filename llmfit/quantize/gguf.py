@@ -39,7 +39,6 @@ FILE_TYPES: Mapping[str, int] = {
 }
 """The types that need no importance matrix. Source: llama.cpp's enum llama_ftype."""
 
-DEFAULT_TYPE = "q4_k_m"
 CONVERTER_VERSION = 2
 """Part of the cache's key: raised when the same model would give another file."""
 

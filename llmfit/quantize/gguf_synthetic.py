@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from llmfit.errors import ModelLoadError
-from llmfit.planning.gguf_mix import TypedTensor, row_bytes, tensor_types
-from llmfit.planning.gguf_mixtures import BLOCKS
+from llmfit.planning.memory.gguf_mix import TypedTensor, row_bytes, tensor_types
+from llmfit.planning.memory.gguf_mixtures import BLOCKS
 from llmfit.quantize.gguf import FILE_TYPES
 from llmfit.quantize.gguf_convert import NOTES_KEY, write_metadata
 from llmfit.quantize.gguf_rope import rope_tensors

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llmfit.planning.quality import REFERENCE, reference_row
+from llmfit.planning.comparing.differences import REFERENCE, reference_row
 from llmfit.records import Difference, HellaSwag, Perplexity, RunRecord, TaskMetric, TaskResult
 from llmfit.report._column import UNKNOWN, Column, Detail, with_ties
 from llmfit.report._text import plain

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from llmfit.planning.advise import Advice, Guide
-from llmfit.planning.measured_effects import Effect
+from llmfit.planning.advice.advise import Advice, Guide
+from llmfit.planning.advice.measured_effects import Effect
 from llmfit.report._column import UNKNOWN, Column, Detail
 from llmfit.report._layout import hanging, styled, widest
 from llmfit.report._text import plain

@@ -5,7 +5,7 @@ The terminal table and the markdown table only lay these out, so that they canno
 
 from __future__ import annotations
 
-from llmfit.planning.recommend import STATUS_WORDS, needed_bytes
+from llmfit.planning.verdict.recommend import STATUS_WORDS, needed_bytes
 from llmfit.records import Comparison, Memory, RunRecord, SpeedPrediction
 from llmfit.report._column import UNKNOWN, Column, Detail
 from llmfit.report._quality import quality_columns

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llmfit.planning.quality import REFERENCE, reference_row
-from llmfit.planning.recommend import STATUS_WORDS
+from llmfit.planning.comparing.differences import REFERENCE, reference_row
+from llmfit.planning.verdict.recommend import STATUS_WORDS
 from llmfit.records import Comparison, Hardware, RunRecord, Verdict
 from llmfit.report._column import Detail
 from llmfit.report._quality import main_metric, task_names

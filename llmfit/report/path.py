@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from llmfit.planning.ladder import MemoryPath, Rung
+from llmfit.planning.advice.ladder import MemoryPath, Rung
 from llmfit.report._column import UNKNOWN, Column, Detail
 from llmfit.report._layout import hanging, styled, widest
 from llmfit.report._text import plain

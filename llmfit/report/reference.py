@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Literal
 
-from llmfit.planning.reference import (
+from llmfit.planning.comparing.reference import (
     METRICS,
     Beside,
     Metric,

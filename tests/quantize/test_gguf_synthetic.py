@@ -23,7 +23,7 @@ from llmfit.errors import ModelLoadError, StoreError, UsageError
 from llmfit.models import read_spec
 from llmfit.planning import catalogue
 from llmfit.planning.architectures import read_shape
-from llmfit.planning.gguf_mix import gguf_bytes
+from llmfit.planning.memory.gguf_mix import gguf_bytes
 from llmfit.quantize.cache import ArtifactCache
 from llmfit.quantize.gguf import FILE_TYPES, make_gguf
 from llmfit.quantize.gguf_architectures import ARCHITECTURES

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from llmfit.planning.reference import RTX_3090, ReferenceComparison, beside
+from llmfit.planning.comparing.reference import RTX_3090, ReferenceComparison, beside
 from llmfit.report.reference import render_reference
 from llmfit.testing import make_comparison, make_record
 

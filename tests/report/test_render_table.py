@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 from rich.cells import cell_len
 
-from llmfit.planning.constraints import Constraints
-from llmfit.planning.recommend import recommend
+from llmfit.planning.verdict.constraints import Constraints
+from llmfit.planning.verdict.recommend import recommend
 from llmfit.records import (
     Comparison,
     MeasurementWarning,

@@ -1,0 +1,205 @@
+"""How much of the hardware's limits each format reaches: stated defaults, with their sources.
+
+    busy    = detour bytes ÷ B·b + max(bytes read ÷ B·b, FLOPs ÷ F·c)
+    waiting = layers started × seconds each                 (Python, launches, threads that meet)
+    GPU: max(busy, waiting), since launches run ahead      CPU: busy + waiting
+
+B and F are the bandwidth and the arithmetic of the part, b and c the shares of them that are
+reached. Small models wait, large ones are busy, so the two are kept apart: what was seen of the
+one says nothing of the other. ``calibration.py`` puts measurements in the place of the defaults.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from llmfit.planning.speed.work import Work
+from llmfit.records import Hardware, KvCacheDtype
+
+Place = Literal["gpu", "cpu"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """What running a format costs, against the limits of the part that it runs on."""
+
+    bandwidth_share: float
+    """Share of the part's bandwidth that is reached."""
+    compute_share: float
+    """Share of the part's arithmetic that is reached."""
+    layer_s: float
+    """Seconds for each start of a decoder layer, whatever its size."""
+
+    def faster(self, busy: float, waiting: float) -> Cost:
+        """The cost with the busy and the waiting time each divided by its factor."""
+        return Cost(
+            bandwidth_share=self.bandwidth_share * busy,
+            compute_share=self.compute_share * busy,
+            layer_s=self.layer_s / waiting,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Efficiency:
+    """The cost of a format as it is expected, with the slowest and the fastest to reckon with."""
+
+    low: Cost
+    """The slowest."""
+    estimate: Cost
+    high: Cost
+    """The fastest."""
+    basis: str
+    """For people: what the figures rest on."""
+
+
+def busy_and_waiting_s(work: Work, cost: Cost, hardware: Hardware) -> tuple[float, float]:
+    """Seconds that the part works, and that it is waited for. ``hardware.bandwidth`` is known."""
+    assert hardware.bandwidth is not None
+    bandwidth = hardware.bandwidth * cost.bandwidth_share
+    arithmetic = work.flops / (hardware.flops * cost.compute_share) if hardware.flops else 0.0
+    busy = work.detour_bytes / bandwidth + max(work.read_bytes / bandwidth, arithmetic)
+    return busy, work.layer_runs * cost.layer_s
+
+
+def seconds(work: Work, cost: Cost, hardware: Hardware) -> float:
+    """Time of ``work``. On a GPU the host starts layers while the last ones still run."""
+    busy, waiting = busy_and_waiting_s(work, cost, hardware)
+    return busy + waiting if hardware.kind == "cpu" else max(busy, waiting)
+
+
+def stated(backend: str, hardware: Hardware, kv_cache_dtype: KvCacheDtype | None) -> Efficiency:
+    """The default for a format on such a part, to be used where nothing was measured."""
+    name = backend.partition(":")[0]
+    place: Place = "cpu" if hardware.kind == "cpu" else "gpu"
+    efficiency = _STATED.get((name, place)) or _of_an_unstated_format(place)
+    if place == "gpu" and _DESKTOP_CARD.search(hardware.name):
+        efficiency = _beside_a_desktop(efficiency)
+    if kv_cache_dtype is not None and name != "gguf":
+        efficiency = _with_quantised_cache(efficiency)
+    return _with_guessed_bandwidth(efficiency) if is_guess(hardware) else efficiency
+
+
+def _of_an_unstated_format(place: Place) -> Efficiency:
+    """As 16 bits, or half as fast: how a checkpoint's own kernels do is not known here."""
+    plain = _STATED[("sdpa", place)]
+    return replace(
+        plain,
+        low=plain.low.faster(1 / 2, 1 / 2),
+        basis=f"{plain.basis}, for 16 bits: nothing is stated for this format",
+    )
+
+
+_DESKTOP_CARD = re.compile(
+    r"GeForce|RTX|GTX|TITAN|Quadro|Radeon|Ryzen|\bArc\b|Apple", re.IGNORECASE
+)
+_DESKTOP_PACE = 1.5
+"""How much faster a desktop's CPU launches than a server's. Source: NF4 and LLM.int8() are 2.2 and
+1.8 times as fast beside an RTX 4090 as beside an H100 (bitsandbytes' benchmark), NF4 and GPTQ 1.4
+times beside the RTX 3090 of the reference table; taken between them."""
+
+
+def _beside_a_desktop(efficiency: Efficiency) -> Efficiency:
+    """Launches at a desktop's pace, at worst at that of a common server."""
+    low, estimate, high = efficiency.low, efficiency.estimate, efficiency.high
+    return replace(
+        efficiency,
+        low=replace(low, layer_s=estimate.layer_s),
+        estimate=estimate.faster(1.0, _DESKTOP_PACE),
+        high=high.faster(1.0, _DESKTOP_PACE),
+    )
+
+
+def is_guess(hardware: Hardware) -> bool:
+    """A CPU whose bandwidth nobody measured; an assumed GPU is a real card that is named."""
+    return hardware.assumed and hardware.kind == "cpu"
+
+
+def _with_guessed_bandwidth(efficiency: Efficiency) -> Efficiency:
+    return replace(
+        efficiency,
+        low=efficiency.low.faster(1 / _GUESS, 1.0),
+        high=efficiency.high.faster(_GUESS, 1.0),
+        basis=f"{efficiency.basis}; bandwidth assumed",
+    )
+
+
+def _with_quantised_cache(efficiency: Efficiency) -> Efficiency:
+    """Two to four times the starts: a layer's cache is unpacked, and packed, at each step."""
+    return replace(
+        efficiency,
+        low=efficiency.low.faster(1.0, 1 / 4),
+        estimate=efficiency.estimate.faster(1.0, 1 / 2),
+        basis=f"{efficiency.basis}; quantised cache assumed to double the launches",
+    )
+
+
+_GUESS = 1.7
+"""A machine's bandwidth may be so many times more or less than its cores let expect: one or two
+channels, DDR4 or DDR5."""
+
+
+def _range(
+    bandwidth: tuple[float, float, float],
+    compute: tuple[float, float, float],
+    layer_ms: tuple[float, float, float],
+    source: str,
+) -> Efficiency:
+    """Slowest, expected and fastest of each figure, in this order."""
+    low, estimate, high = (
+        Cost(bandwidth_share=b, compute_share=c, layer_s=ms / 1e3)
+        for b, c, ms in zip(bandwidth, compute, layer_ms, strict=True)
+    )
+    return Efficiency(
+        low=low, estimate=estimate, high=high, basis=f"stated default, after {source}"
+    )
+
+
+_BNB = "bitsandbytes' benchmark"
+_QWEN = "Qwen's benchmarks"
+_TWO_CORES = "rates on two CPU cores"
+
+_STATED: dict[tuple[str, Place], Efficiency] = {
+    # GPU: seconds a layer are those beside a server's CPU, the slowest those of small cloud hosts.
+    # Bandwidth: Llama-3.1-8B, 15 GB a token, 21.1 ms on an RTX 4090 (1,008 GB/s).
+    # Layers: 24.4 ms for 32 and 50.8 ms for 64 on an H100, where the reading takes 5 and 20 ms;
+    # 39 ms for 36 on a T4. Source of all rows of bitsandbytes: its benchmarking/README.md, v0.45.0,
+    # batch 1. On an A100 0.77 ms a layer (QwenLM/Qwen, README.md, 1.8B to 14B), on an H20 0.61
+    # (Qwen's speed_benchmark.md, 0.6B to 32B). All of it through generate, which is left out here.
+    ("bf16", "gpu"): _range((0.55, 0.70, 0.88), (0.30, 0.50, 0.70), (1.15, 0.72, 0.45), _BNB),
+    ("sdpa", "gpu"): _range((0.55, 0.70, 0.88), (0.35, 0.55, 0.75), (1.15, 0.70, 0.43), _BNB),
+    # Llama-2-7B: 1,397 GB/s are 0.69 of an A100-80GB's 2,039, and 0.82 of the 1,700 that it has
+    # when held to 330 W, as there (gpt-fast's README). A graph leaves microseconds between
+    # kernels, so more is reached than by launching the same kernels one by one.
+    ("compiled", "gpu"): _range(
+        (0.52, 0.74, 0.90), (0.35, 0.55, 0.75), (0.040, 0.015, 0.005), "gpt-fast on an A100"
+    ),
+    # LLM.int8() with its outliers: 81.7 ms for 32 layers on an H100, 182 for 64, 198.5 for 80;
+    # 44.9 for 32 beside an RTX 4090; 167 for 36 on a T4. Its products are waited for long before
+    # they reach the bandwidth.
+    ("int8", "gpu"): _range((0.30, 0.50, 0.75), (0.20, 0.35, 0.60), (4.70, 2.50, 1.30), _BNB),
+    # 33.1, 70.7 and 83.3 ms for 32, 64 and 80 layers on an H100, 14.8 for 32 beside an RTX 4090,
+    # 60.8 for 36 on a T4. Batches of Llama-3.1-8B reach 0.75 of the RTX 4090's bandwidth while
+    # they unpack.
+    ("nf4", "gpu"): _range((0.35, 0.60, 0.80), (0.30, 0.50, 0.70), (1.75, 0.95, 0.55), _BNB),
+    # GPTQ: 14.1, 20.0 and 25.8 ms for 24, 32 and 40 layers of Qwen-1.8B, 7B and 14B (QwenLM/Qwen,
+    # README.md); 0.83 ms a layer of Qwen2.5, AWQ 1.1 (its speed_benchmark.rst), by AutoGPTQ and
+    # AutoAWQ on an A100; AWQ 0.4 to 0.55 on an H20 (Qwen3). The shares are between NF4's and 16
+    # bits': their kernels unpack less.
+    ("gptq", "gpu"): _range((0.35, 0.55, 0.80), (0.30, 0.50, 0.70), (1.30, 0.75, 0.45), _QWEN),
+    ("awq", "gpu"): _range((0.35, 0.55, 0.80), (0.30, 0.50, 0.70), (1.40, 0.80, 0.36), _QWEN),
+    # CPU: bandwidth shares of a 1.24 B Llama shape on two cores at 29 to 39 GB/s, rates as in
+    # benchmarks; seconds a layer from the embedded model's rates in the README, 6 layers. The
+    # arithmetic is a share of the cores' multiply-adds in their widest registers.
+    ("bf16", "cpu"): _range((0.50, 0.72, 0.95), (0.10, 0.30, 0.80), (0.90, 0.50, 0.25), _TWO_CORES),
+    ("sdpa", "cpu"): _range((0.50, 0.75, 0.98), (0.10, 0.35, 0.85), (0.75, 0.42, 0.20), _TWO_CORES),
+    ("compiled", "cpu"): _range(
+        (0.50, 0.82, 1.00), (0.10, 0.35, 0.85), (0.65, 0.34, 0.15), _TWO_CORES
+    ),
+    ("int8", "cpu"): _range((0.20, 0.45, 0.75), (0.06, 0.20, 0.60), (1.50, 0.80, 0.40), _TWO_CORES),
+    ("nf4", "cpu"): _range((0.20, 0.52, 0.80), (0.08, 0.25, 0.70), (0.70, 0.38, 0.20), _TWO_CORES),
+    ("gptq", "cpu"): _range((0.30, 0.62, 0.90), (0.08, 0.25, 0.70), (0.55, 0.30, 0.15), _TWO_CORES),
+    ("awq", "cpu"): _range((0.30, 0.58, 0.90), (0.08, 0.25, 0.70), (0.50, 0.26, 0.13), _TWO_CORES),
+    ("gguf", "cpu"): _range((0.55, 0.85, 1.00), (0.10, 0.40, 0.90), (0.20, 0.10, 0.02), _TWO_CORES),
+}
