@@ -37,7 +37,7 @@ from transformers import (
 from llmfit.backends._hf import HfModel, linear_kernel
 from llmfit.backends._tokenizer import HfTokenizer
 from llmfit.backends.base import LoadInfo
-from llmfit.device import environment
+from llmfit.device.environment import environment
 from llmfit.evaluate.adapter import ModelAdapter
 from llmfit.evaluate.tasks import read_hellaswag
 from llmfit.models import data_path

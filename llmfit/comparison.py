@@ -125,15 +125,7 @@ def compare(
     ready = {backend: _checkpoint_place(place) for backend, place in (checkpoints or {}).items()}
     plans = [_plan(base, backend, ready.get(split_id(backend)[0])) for backend in chosen]
     machine = _machine(environment, gpu_gb, ram_gb, device, runs_dir)
-    judge = partial(
-        recommend,
-        constraints=replace(
-            constraints or Constraints(),
-            memory_bytes=base.budget_bytes,
-            ram_bytes=base.ram_budget_bytes,
-        ),
-        objective=objective,
-    )
+    judge = _judge(constraints or Constraints(), objective, base)
     if absent is not None:
         return _predicted_comparison(plans, machine, environment, judge, absent)
     return run_plans(
@@ -146,6 +138,12 @@ def compare(
         command=command,
         last_resort=last_resort,
     )
+
+
+def _judge(constraints: Constraints, objective: Objective, base: Plan) -> Judge:
+    """What makes the verdict: the bounds that are asked for, within the plan's budgets."""
+    within = replace(constraints, memory_bytes=base.budget_bytes, ram_bytes=base.ram_budget_bytes)
+    return partial(recommend, constraints=within, objective=objective)
 
 
 def _check_kv_cache(chosen: Sequence[str], kv_cache_dtype: KvCacheDtype | None) -> None:

@@ -20,7 +20,9 @@ from llmfit.backends._synthetic import NO_TEXT_HINT, no_text
 from llmfit.backends.base import LoadedModel, LoadInfo, Progress, no_progress
 from llmfit.backends.registry import get_backend
 from llmfit.decode.base import GREEDY, Decoder, Sampling
-from llmfit.device import Marks, cap_gpu_memory, pick_device, set_threads
+from llmfit.device.cpu import set_threads
+from llmfit.device.execution import Marks, pick_device
+from llmfit.device.limits import cap_gpu_memory
 from llmfit.errors import LlmfitError, TaskUnavailable, UsageError
 from llmfit.measure import fit_workload, measure
 from llmfit.models import local_folder, resolve

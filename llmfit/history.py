@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from llmfit.device import cpu_name, physical_cores
+from llmfit.device.cpu import cpu_name, physical_cores
 from llmfit.errors import StoreError
 from llmfit.records import RunRecord, read_record
 

@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from llmfit.backends.base import LoadedModel, Progress, no_progress
-from llmfit.conditions import read_conditions
 from llmfit.decode.base import Decoder
-from llmfit.device import Marks, synchronize
+from llmfit.device.conditions import read_conditions
+from llmfit.device.execution import Marks, synchronize
 from llmfit.errors import UsageError
 from llmfit.records import (
     Decode,

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from llmfit.device.detect import detect_cpu, detect_gpu
 from llmfit.errors import UsageError
-from llmfit.machine import detect_cpu, detect_gpu
 from llmfit.measure import settle_workload
 from llmfit.models import resolve, why_no_weights
 from llmfit.planner import fill_context

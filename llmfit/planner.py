@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from llmfit.backends.registry import default_backends, get_backend, split_id
+from llmfit.device.detect import detect_cpu, detect_gpu
 from llmfit.errors import UsageError
 from llmfit.history import own_records
-from llmfit.machine import detect_cpu, detect_gpu
 from llmfit.measure import settle_workload
 from llmfit.models import resolve
 from llmfit.planning.advice.remedy import first_change

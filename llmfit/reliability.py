@@ -3,7 +3,7 @@
     samples ─────────────────────► few_samples, drift, unsteady
     Conditions before and after ─► busy_cpu, busy_gpu, throttled, power_cap, swap
 
-Pure: ``conditions.py`` reads the machine. Each warning says what was seen and what to do.
+Pure: ``device/conditions.py`` reads the machine. Each warning says what was seen and what to do.
 """
 
 from __future__ import annotations

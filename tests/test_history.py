@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llmfit.device import cpu_name, physical_cores
+from llmfit.device.cpu import cpu_name, physical_cores
 from llmfit.history import ROWS_PER_BACKEND, default_runs_dir, own_records
 from llmfit.records import Environment, RunRecord, to_json
 from llmfit.testing import make_comparison, make_record

@@ -23,7 +23,8 @@ from llmfit.backends.base import (
     no_progress,
 )
 from llmfit.backends.registry import split_id
-from llmfit.device import physical_cores, restart_peak, return_freed_memory
+from llmfit.device.cpu import physical_cores
+from llmfit.device.memory import restart_peak, return_freed_memory
 from llmfit.errors import ModelLoadError, ModelNotFound, UsageError
 from llmfit.models import config_of
 from llmfit.planning.memory.gguf_mix import gguf_bytes

@@ -32,7 +32,8 @@ from llmfit.backends.base import (
     Progress,
     no_progress,
 )
-from llmfit.device import free_bytes, gpu_room_bytes, resident_bytes
+from llmfit.device.limits import gpu_room_bytes
+from llmfit.device.memory import free_bytes, resident_bytes
 from llmfit.planning.memory.prediction import predict_memory
 from llmfit.records import Kernel, Plan
 from llmfit.units import format_bytes

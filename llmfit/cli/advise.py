@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _machine(vram_gb: float | None, hardware: HardwareKind | None) -> tuple[float, HardwareKind]:
     """Memory and kind as given, else this machine's. Raises UsageError where it cannot tell."""
-    from llmfit.machine import detect_gpu
+    from llmfit.device.detect import detect_gpu
     from llmfit.units import GB
 
     if vram_gb is not None and hardware is not None:

@@ -21,7 +21,7 @@ from transformers import QuantizedCache
 from transformers.cache_utils import HQQQuantizedLayer
 
 from llmfit.decode.placement import execution_device
-from llmfit.device import return_freed_memory
+from llmfit.device.memory import return_freed_memory
 from llmfit.errors import ModelLoadError
 from llmfit.planning.memory.kv_cache import HQQ_BITS, RESIDUAL_TOKENS, group_size, hqq_bits
 from llmfit.records import KvCacheDtype

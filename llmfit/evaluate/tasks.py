@@ -18,7 +18,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from llmfit.device import is_out_of_memory
+from llmfit.device.execution import is_out_of_memory
 from llmfit.errors import EvaluationError, TaskUnavailable, UsageError
 from llmfit.evaluate.datasets_ import (
     Text,

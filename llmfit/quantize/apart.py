@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from llmfit.device import limit_private_memory
+from llmfit.device.limits import limit_private_memory
 from llmfit.errors import QuantizationError
 from llmfit.quantize._gptqmodel import LayerProgress, Layers
 from llmfit.quantize.child import end_with_parent, ending, environment

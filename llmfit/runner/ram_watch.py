@@ -12,7 +12,7 @@ wants rights that users of a container or a shared machine rarely have.
 
 from __future__ import annotations
 
-from llmfit.device import resident_bytes_of
+from llmfit.device.memory import resident_bytes_of
 
 OWN_STAGES = frozenset({"start", "import", "load", "measure"})
 """Stages whose memory deploying needs. Making the artifact and scoring quality are not among them:

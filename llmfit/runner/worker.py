@@ -22,13 +22,10 @@ from typing import BinaryIO
 from llmfit.backends.base import Progress
 from llmfit.backends.registry import get_backend, split_id
 from llmfit.deployer import Deployer
-from llmfit.device import (
-    MemoryMeter,
-    PeakMemory,
-    environment,
-    is_out_of_memory,
-    limit_private_memory,
-)
+from llmfit.device.environment import environment
+from llmfit.device.execution import is_out_of_memory
+from llmfit.device.limits import limit_private_memory
+from llmfit.device.memory import MemoryMeter, PeakMemory
 from llmfit.errors import DoesNotFit, LlmfitError, TaskUnavailable
 from llmfit.records import Measurement, Memory, Plan, RunRecord, from_json
 from llmfit.runner.messages import Message, Stage, encode

@@ -16,7 +16,7 @@ import torch
 from llmfit.backends.base import LoadedModel
 from llmfit.backends.registry import get_backend
 from llmfit.decode.base import Decoder, Sampling, Window
-from llmfit.device import peak_resident_bytes, resident_bytes, restart_peak
+from llmfit.device.memory import peak_resident_bytes, resident_bytes, restart_peak
 from llmfit.errors import EvaluationError, ModelLoadError, ModelNotFound, UsageError
 from llmfit.models import data_path, read_spec
 from llmfit.records import ModelSpec, Plan

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from llmfit.device import cpu_name, physical_cores
+from llmfit.device.cpu import cpu_name, physical_cores
 from llmfit.records import Environment, to_json
 from llmfit.testing import make_record
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from test_isolate import workers
 
-from llmfit.device import resident_bytes, resident_bytes_of
+from llmfit.device.memory import resident_bytes, resident_bytes_of
 from llmfit.records import ModelSpec, Plan, RunRecord, Workload
 from llmfit.runner.isolate import _beyond_ram, _Ended, run_isolated
 from llmfit.runner.ram_watch import RamWatch
@@ -95,7 +95,8 @@ def test_the_system_refuses_what_could_never_fit() -> None:
     """Under a limit of 2 GB, 8 GB are refused at once, as an error that torch and we understand."""
     code = """
 import torch
-from llmfit.device import is_out_of_memory, limit_private_memory
+from llmfit.device.execution import is_out_of_memory
+from llmfit.device.limits import limit_private_memory
 limit_private_memory(2 * 10**9)
 try:
     torch.empty(8 * 10**9, dtype=torch.uint8)
@@ -117,7 +118,7 @@ def test_llama_cpp_without_memory_is_an_error(embedded: ModelSpec, artifact_cach
     code = f"""
 from pathlib import Path
 from llmfit.decode.llama_cpp import LlamaCppModel
-from llmfit.device import limit_private_memory
+from llmfit.device.limits import limit_private_memory
 from llmfit.errors import LlmfitError
 model = LlamaCppModel(Path({file!r}), threads=1)
 limit_private_memory(10**9)

@@ -10,8 +10,8 @@ from typing import Any
 import psutil
 import pytest
 
-from llmfit import machine
-from llmfit.machine import detect_cpu, detect_gpu
+from llmfit.device import detect
+from llmfit.device.detect import detect_cpu, detect_gpu
 from llmfit.planning.speed.hardware import find_gpu
 
 
@@ -68,7 +68,7 @@ CLOCKED = [
 def driver(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Puts a driver with given GPUs in the place of this machine's."""
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    return lambda *gpus: monkeypatch.setattr(machine, "load_nvml", lambda: FakeNvml(*gpus))
+    return lambda *gpus: monkeypatch.setattr(detect, "load_nvml", lambda: FakeNvml(*gpus))
 
 
 def test_a_known_card_has_the_tables_figures_and_the_drivers_memory(driver: Any) -> None:
@@ -121,7 +121,7 @@ def test_the_gpu_is_the_first_that_cuda_may_use(
 
 def test_no_driver_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """And no error."""
-    monkeypatch.setattr(machine, "load_nvml", lambda: None)
+    monkeypatch.setattr(detect, "load_nvml", lambda: None)
     assert detect_gpu() is None
 
 
@@ -136,7 +136,7 @@ def test_this_cpu_is_described_as_an_assumption() -> None:
 
 def test_more_cores_let_expect_more_until_the_channels_are_full() -> None:
     """Two cores are bound by themselves, sixteen by two channels, servers have more of these."""
-    expected = [machine._expected_bandwidth(cores) for cores in (1, 2, 4, 16, 64)]
+    expected = [detect._expected_bandwidth(cores) for cores in (1, 2, 4, 16, 64)]
     assert expected == sorted(expected)
     assert expected[2] == expected[3] < expected[4]
 
@@ -144,7 +144,7 @@ def test_more_cores_let_expect_more_until_the_channels_are_full() -> None:
 def test_finding_the_machine_imports_nothing_heavy() -> None:
     """A plan in less than a second: torch and numpy stay out of it."""
     code = (
-        "import sys; from llmfit.machine import detect_cpu, detect_gpu; detect_cpu(); detect_gpu();"
+        "import sys; from llmfit.device import detect; detect.detect_cpu(); detect.detect_gpu();"
         "print([name for name in ('torch', 'numpy', 'transformers') if name in sys.modules])"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from llmfit import device
-from llmfit.device import measure_bandwidth
-from llmfit.machine import detect_gpu
+from llmfit.device import bandwidth as bandwidth_probe
+from llmfit.device.bandwidth import measure_bandwidth
+from llmfit.device.cpu import physical_cores
+from llmfit.device.detect import detect_gpu
 
 
 def test_the_bandwidth_is_that_of_memory_and_threads_stay_as_they_were() -> None:
@@ -18,13 +19,13 @@ def test_the_bandwidth_is_that_of_memory_and_threads_stay_as_they_were() -> None
     threads = torch.get_num_threads()
     bandwidth = measure_bandwidth("cpu")
     assert bandwidth is not None
-    assert 1e9 < bandwidth < device.physical_cores() * 200e9
+    assert 1e9 < bandwidth < physical_cores() * 200e9
     assert torch.get_num_threads() == threads
 
 
 def test_the_bandwidth_is_unknown_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
     """An array that a cache could hold would measure the cache."""
-    monkeypatch.setattr(device, "free_bytes", lambda _: 1 << 30)
+    monkeypatch.setattr(bandwidth_probe, "free_bytes", lambda _: 1 << 30)
     assert measure_bandwidth("cpu") is None
 
 
@@ -36,7 +37,7 @@ def test_caches_are_added_up_once_for_all_cores_that_share_them(tmp_path: Path) 
         (cache / "shared_cpu_list").write_text(f"{shared}\n")
         (cache / "size").write_text("32768K\n")
     (tmp_path / "cpu4" / "cache" / "index3").mkdir(parents=True)  # tells nothing
-    assert device._last_level_cache_bytes(tmp_path) == 64 << 20
+    assert bandwidth_probe._last_level_cache_bytes(tmp_path) == 64 << 20
 
 
 @pytest.mark.gpu

@@ -10,7 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from llmfit.device import cpu_name, load_nvml, physical_cores
+from llmfit.device.cpu import cpu_name, physical_cores
+from llmfit.device.nvml import load_nvml
 from llmfit.planning.speed.hardware import match_gpu
 from llmfit.records import Hardware
 

@@ -13,8 +13,8 @@ from typing import Any
 import psutil
 import pytest
 
-from llmfit.conditions import gpu_conditions, held_back_s, overheated_count, read_conditions
-from llmfit.device import driver_version
+from llmfit.device.conditions import gpu_conditions, held_back_s, overheated_count, read_conditions
+from llmfit.device.nvml import driver_version
 from llmfit.measure import measure
 from llmfit.records import Workload
 from llmfit.testing import FakeModel

@@ -1,8 +1,7 @@
 """The machine's state around a measurement: load, swap, throttling, the GPU's other users.
 
-This module and ``device.py`` are the only users of NVML, psutil and the system's files. Reading
-takes some milliseconds, so it is done before the first and after the last timed run, never within.
-What a machine does not tell is None.
+Reading takes some milliseconds, so it is done before the first and after the last timed run, never
+within. What a machine does not tell is None.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from llmfit.device import nvml_device
+from llmfit.device.nvml import nvml_device
 from llmfit.records import Device
 from llmfit.reliability import Conditions, GpuConditions
 

@@ -1,0 +1,144 @@
+"""Memory of this process and of the machine, in bytes: what is held, its peak, what is free.
+
+On a CPU the resident set stands for memory, on a GPU the allocator's own figures do, with what the
+driver gave to the process beside them.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from llmfit.device.nvml import driver_used_bytes
+from llmfit.records import Device
+
+
+def resident_bytes() -> int:
+    """Resident set of this process."""
+    import psutil
+
+    return int(psutil.Process().memory_info().rss)
+
+
+def resident_bytes_of(pid: int) -> int | None:
+    """Resident set of another process; None where it has ended or is not ours to ask."""
+    import psutil
+
+    try:
+        return int(psutil.Process(pid).memory_info().rss)
+    except psutil.Error:
+        return None
+
+
+def peak_resident_bytes() -> int | None:
+    """Largest resident set of this process so far; None where the system does not tell."""
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        return _peak_from_rusage()
+    return _peak_from_rusage()
+
+
+def restart_peak() -> bool:
+    """Let ``peak_resident_bytes`` start again at the present value; False where it cannot."""
+    try:  # Linux
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def _peak_from_rusage() -> int | None:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak) * (1 if sys.platform == "darwin" else 1024)
+
+
+def return_freed_memory() -> None:
+    """Give the C heap's free pages back to the system, where its library can (glibc)."""
+    if sys.platform == "linux":
+        import ctypes
+
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
+
+
+def free_bytes(device: Device) -> int:
+    """Memory that is free now: the GPU's, or the RAM that the system can give."""
+    import psutil
+    import torch
+
+    if device == "cuda":
+        return int(torch.cuda.mem_get_info()[0])
+    return int(psutil.virtual_memory().available)
+
+
+@dataclass(frozen=True, slots=True)
+class PeakMemory:
+    """Memory of this process since a ``MemoryMeter`` was started, in bytes."""
+
+    idle_ram_bytes: int
+    peak_ram_bytes: int | None
+    allocated_bytes: int | None = None
+    reserved_bytes: int | None = None
+    peak_allocated_bytes: int | None = None
+    driver_peak_bytes: int | None = None
+
+
+class MemoryMeter:
+    """Peak memory from its making on, less what the process held then."""
+
+    def __init__(self, device: Device) -> None:
+        gc.collect()
+        self._device = device
+        self._loaded: int | None = None
+        self._driver_peak: int | None = None
+        self._idle = resident_bytes()
+        self._exact = restart_peak()
+        if device == "cuda":
+            import torch
+
+            torch.cuda.reset_peak_memory_stats()
+
+    def loaded(self) -> None:
+        """Note what is allocated now that the model is in memory."""
+        if self._device == "cuda":
+            import torch
+
+            self._loaded = torch.cuda.memory_allocated()
+        self.sample()
+
+    def sample(self) -> None:
+        """Ask the driver how much memory is in use; its largest answer is reported."""
+        if self._device == "cuda":
+            used = driver_used_bytes()
+            if used is not None:
+                self._driver_peak = max(used, self._driver_peak or 0)
+
+    def read(self) -> PeakMemory:
+        """The peaks up to now."""
+        self.sample()
+        peak = peak_resident_bytes()
+        # Without a restart the peak may lie before the meter, when it says nothing of the model.
+        known = peak is not None and (self._exact or peak > self._idle)
+        ram = max(0, peak - self._idle) if known and peak is not None else None
+        if self._device == "cpu":
+            return PeakMemory(self._idle, ram)
+        import torch
+
+        return PeakMemory(
+            idle_ram_bytes=self._idle,
+            peak_ram_bytes=ram,
+            allocated_bytes=self._loaded,
+            reserved_bytes=torch.cuda.max_memory_reserved(),
+            peak_allocated_bytes=torch.cuda.max_memory_allocated(),
+            driver_peak_bytes=self._driver_peak,
+        )
