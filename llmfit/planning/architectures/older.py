@@ -33,53 +33,41 @@ def _without_linear(kind: LayerShape) -> LayerShape:
 
 def bloom(facts: Facts) -> ModelShape:
     """BLOOM: no positions, a norm behind the embedding, an MLP of four times the hidden size."""
-    hidden, heads = facts.number("hidden_size"), facts.number("num_attention_heads")
-    layer = parts.layer(
-        parts.attention(
-            hidden=hidden,
-            heads=heads,
-            kv_heads=heads,
-            head_dim=hidden // heads,
-            qkv_bias=True,
-            out_bias=True,
-            fused=True,
-        ),
-        parts.plain_mlp(hidden, 4 * hidden, bias=True),
-        norms=4 * hidden,
-    )
+    hidden = facts.number("hidden_size")
+    layer = _layer(facts, width=4 * hidden, norms=4 * hidden, bias=True)
     return parts.model(facts, [layer] * facts.number("num_hidden_layers"), vectors=4 * hidden)
 
 
 def mpt(facts: Facts) -> ModelShape:
     """MPT: no biases at all, norms included; an MLP of four times the hidden size."""
-    hidden, heads = facts.number("hidden_size"), facts.number("num_attention_heads")
-    layer = parts.layer(
-        parts.attention(
-            hidden=hidden, heads=heads, kv_heads=heads, head_dim=hidden // heads, fused=True
-        ),
-        parts.plain_mlp(hidden, 4 * hidden),
-        norms=2 * hidden,
-    )
+    hidden = facts.number("hidden_size")
+    layer = _layer(facts, width=4 * hidden, norms=2 * hidden)
     return parts.model(facts, [layer] * facts.number("num_hidden_layers"), vectors=hidden)
+
+
+def _layer(
+    facts: Facts, *, width: int, norms: int, bias: bool = False, fused: bool = True
+) -> LayerShape:
+    """A key and a value for each query head, a plain MLP of ``width``, biases in all or in none."""
+    hidden, heads = facts.number("hidden_size"), facts.number("num_attention_heads")
+    attention = parts.attention(
+        hidden=hidden,
+        heads=heads,
+        kv_heads=heads,
+        head_dim=hidden // heads,
+        qkv_bias=bias,
+        out_bias=bias,
+        fused=fused,
+    )
+    return parts.layer(attention, parts.plain_mlp(hidden, width, bias=bias), norms=norms)
 
 
 def opt(facts: Facts) -> ModelShape:
     """OPT: learned positions, two rows more than told; a narrower embedding where told so."""
-    hidden, heads = facts.number("hidden_size"), facts.number("num_attention_heads")
+    hidden = facts.number("hidden_size")
     bias, affine = facts.flag("enable_bias"), facts.flag("layer_norm_elementwise_affine")
     norm = 2 * hidden if affine else 0
-    layer = parts.layer(
-        parts.attention(
-            hidden=hidden,
-            heads=heads,
-            kv_heads=heads,
-            head_dim=hidden // heads,
-            qkv_bias=bias,
-            out_bias=bias,
-        ),
-        parts.plain_mlp(hidden, facts.number("ffn_dim"), bias=bias),
-        norms=2 * norm,
-    )
+    layer = _layer(facts, width=facts.number("ffn_dim"), norms=2 * norm, bias=bias, fused=False)
     last = facts.flag("do_layer_norm_before") and not facts.flag("_remove_final_layer_norm")
     shape = parts.model(
         facts,
