@@ -5,8 +5,11 @@ from __future__ import annotations
 import argparse
 
 from llmfit.cli import _args
-from llmfit.planning.comparing.differences import ACC_NORM_TOLERANCE, PERPLEXITY_TOLERANCE
-from llmfit.planning.verdict.constraints import OBJECTIVES
+from llmfit.planning.verdict.constraints import (
+    ACC_NORM_TOLERANCE,
+    OBJECTIVES,
+    PERPLEXITY_TOLERANCE,
+)
 from llmfit.report import FORMATS
 
 

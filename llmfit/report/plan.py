@@ -171,10 +171,6 @@ def _context(row: PlanRow) -> str:
     return UNKNOWN if row.max_context is None else f"{row.max_context:,}"
 
 
-def _decode(row: PlanRow) -> str:
-    return _speed(row.tokens_per_s)
-
-
 def _speed(rate: SpeedPrediction | None) -> str:
     if rate is None:
         return UNKNOWN

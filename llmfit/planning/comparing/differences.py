@@ -1,8 +1,6 @@
-"""Is a row's quality still that of the reference? Used by the verdict and by the tables.
+"""How far a row's quality is from the reference's: paired differences with a 95 % interval.
 
-Every judgement is made on the 95 % interval of a paired difference. An interval that holds 0 is a
-tie. A row loses quality where even the interval's better end is worse than the tolerance; so what
-the data do not show does not count against a row.
+An interval that holds 0 is a tie. The verdict judges by them, the tables show them.
 """
 
 from __future__ import annotations
@@ -26,16 +24,6 @@ from llmfit.stats import (
 )
 
 REFERENCE = "bf16"
-
-ACC_NORM_TOLERANCE = 0.01
-"""HellaSwag acc_norm may fall by this share of the items (1 point): a row is turned down when
-even the upper end of the paired interval is lower. A choice; for scale, the common 4-bit formats
-lose 0.5 to 1 point on 8 B models."""
-
-PERPLEXITY_TOLERANCE = 0.05
-"""Token perplexity may rise by this share (5 %) of the reference's: a row is turned down when
-even the lower end of the paired interval is higher. A choice; for scale, the common 4-bit formats
-rise by 3 to 6 % on 8 B models."""
 
 
 def attach_differences(
@@ -74,27 +62,6 @@ def compare_quality(row: RunRecord, reference: RunRecord) -> QualityDifference |
     )
     unknown = QualityDifference(reference=reference.backend)
     return None if difference == unknown else difference
-
-
-def accuracy_kept(
-    difference: QualityDifference | None, allowed: float = ACC_NORM_TOLERANCE
-) -> bool:
-    """False when acc_norm is lower by more than ``allowed`` over its whole interval."""
-    change = difference.acc_norm if difference is not None else None
-    return change is None or change.high >= -allowed
-
-
-def perplexity_kept(
-    difference: QualityDifference | None, allowed: float = PERPLEXITY_TOLERANCE
-) -> bool:
-    """False when the perplexity is higher by more than ``allowed`` over its whole interval."""
-    change = difference.perplexity_ratio if difference is not None else None
-    return change is None or change.low <= allowed
-
-
-def quality_kept(difference: QualityDifference | None) -> bool:
-    """True when nothing that could be compared is worse than the tolerances allow."""
-    return accuracy_kept(difference) and perplexity_kept(difference)
 
 
 def reference_row(rows: Sequence[RunRecord], reference: str = REFERENCE) -> RunRecord | None:

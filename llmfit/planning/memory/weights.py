@@ -145,12 +145,6 @@ def unpacked_expert_share(shape: ModelShape, backend: str) -> float:
     return fused / shape.parameters
 
 
-def linear_bytes_16(shape: ModelShape) -> int:
-    """Bytes of the largest matrix of a block that formats pack, unpacked to 16 bits."""
-    matrices = (m for kind in shape.kinds for m in kind.matrices if m.linear)
-    return max((m.rows * m.columns * _BYTES_16 for m in matrices), default=0)
-
-
 # ---------------------------------------------------------------- layers
 
 

@@ -78,16 +78,6 @@ def bytes_per_step(
     return weights + kv_read_bytes(spec, context, workload.batch, backend, kv_cache_dtype)
 
 
-def flops_per_token(shape: ModelShape, context_tokens: float) -> float:
-    """Multiply-adds × 2 for one token that attends to ``context_tokens``, output head included.
-
-    Two for every weight that runs, the embedding being a lookup; 2 × context × heads × (key +
-    value size) for attention, of a sliding window its length at most. Source: Kaplan et al., 2020,
-    arXiv:2001.08361, section 2.1, with the output head that it leaves out.
-    """
-    return _layer_flops(shape, context_tokens, expanded=1.0) + 2.0 * shape.head.parameters
-
-
 def decode_work(
     spec: ModelSpec,
     backend: str,
@@ -174,7 +164,12 @@ def _passes(backend: str, workload: Workload) -> tuple[int, int]:
 
 
 def _layer_flops(shape: ModelShape, context_tokens: float, *, expanded: float) -> float:
-    """FLOPs of all layers for one token, with ``expanded`` latents of the cache for it."""
+    """FLOPs of all layers for one token, with ``expanded`` latents of the cache for it.
+
+    Two for every weight that runs, the embedding being a lookup; 2 × context × heads × (key +
+    value size) for attention, of a sliding window its length at most. Source: Kaplan et al., 2020,
+    arXiv:2001.08361, section 2.1; the output head, which they leave out, is added by the callers.
+    """
     per_kind = [_kind_flops(kind, context_tokens, expanded) for kind in shape.kinds]
     outside = sum(2.0 * matrix.active_parameters for matrix in shape.extra if matrix.linear)
     return outside + sum(per_kind[index] for index in shape.layers)

@@ -7,12 +7,21 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from llmfit.errors import UsageError
-from llmfit.planning.comparing.differences import ACC_NORM_TOLERANCE, PERPLEXITY_TOLERANCE
 
 Objective = Literal["speed", "quality", "memory", "balanced"]
 OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
 
 Place = Literal["gpu", "cpu"]
+
+ACC_NORM_TOLERANCE = 0.01
+"""HellaSwag acc_norm may fall by this share of the items (1 point): a row is turned down when
+even the upper end of the paired interval is lower. A choice; for scale, the common 4-bit formats
+lose 0.5 to 1 point on 8 B models."""
+
+PERPLEXITY_TOLERANCE = 0.05
+"""Token perplexity may rise by this share (5 %) of the reference's: a row is turned down when
+even the lower end of the paired interval is higher. A choice; for scale, the common 4-bit formats
+rise by 3 to 6 % on 8 B models."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,14 +7,11 @@ from dataclasses import replace
 import pytest
 
 from llmfit.planning.comparing.differences import (
-    accuracy_kept,
     attach_differences,
     compare_quality,
-    perplexity_kept,
-    quality_kept,
     reference_row,
 )
-from llmfit.records import Difference, HellaSwag, Perplexity, QualityDifference, RunRecord
+from llmfit.records import HellaSwag, Perplexity, RunRecord
 from llmfit.testing import make_record
 
 
@@ -122,22 +119,3 @@ def test_attaching_again_resamples_nothing_but_follows_the_reference() -> None:
     assert standard is not None and standard.difference is None
     others = [row for row in without if row is not standard]
     assert [row.difference and row.difference.reference for row in others] == [standard.backend]
-
-
-def test_a_row_is_turned_down_only_for_what_its_whole_interval_shows() -> None:
-    """1 point and 5 % are held against the better end of the interval, for both figures alike."""
-
-    def judged(acc_norm: tuple[float, float], ratio: tuple[float, float]) -> QualityDifference:
-        return QualityDifference(
-            reference="bf16",
-            acc_norm=Difference(mean=sum(acc_norm) / 2, low=acc_norm[0], high=acc_norm[1]),
-            perplexity_ratio=Difference(mean=sum(ratio) / 2, low=ratio[0], high=ratio[1]),
-        )
-
-    doubt = judged((-0.03, -0.009), (0.049, 0.09))
-    assert accuracy_kept(doubt) and perplexity_kept(doubt) and quality_kept(doubt)
-    worse = judged((-0.03, -0.011), (0.049, 0.09))
-    assert not accuracy_kept(worse) and perplexity_kept(worse) and not quality_kept(worse)
-    worse = judged((-0.03, -0.009), (0.051, 0.09))
-    assert accuracy_kept(worse) and not perplexity_kept(worse) and not quality_kept(worse)
-    assert quality_kept(None)

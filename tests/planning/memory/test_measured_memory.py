@@ -20,7 +20,6 @@ from llmfit.models import resolve
 from llmfit.planning.memory.activations import Pass, decode_pass, pass_bytes, prefill_passes
 from llmfit.planning.memory.kv_cache import kv_cache_bytes
 from llmfit.planning.memory.prediction import predict_memory, weights_bytes, workspace_bytes
-from llmfit.planning.memory.weights import linear_bytes_16
 from llmfit.planning.speed.hardware import match_gpu
 from llmfit.records import ModelSpec, Workload
 from llmfit.shape import ModelShape
@@ -116,8 +115,13 @@ def _engine_bytes(row: Row, shape: ModelShape) -> int:
     if "transformers 4.46" in row.engine:
         extra += _block_waste(row.spec, shape, row.backend)
     if row.method == "gptq-int4":
-        extra += linear_bytes_16(shape)
+        extra += _largest_matrix_bytes(shape)
     return extra
+
+
+def _largest_matrix_bytes(shape: ModelShape) -> int:
+    """Bytes of the largest matrix of a block, unpacked to 16 bits."""
+    return max(m.rows * m.columns * 2 for kind in shape.kinds for m in kind.matrices if m.linear)
 
 
 def _block_waste(spec: ModelSpec, shape: ModelShape, backend: str) -> int:

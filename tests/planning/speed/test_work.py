@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from llmfit.models import resolve, spec_from_config
-from llmfit.planning.speed.work import bytes_per_step, decode_work, flops_per_token, prefill_work
+from llmfit.planning.speed.work import bytes_per_step, decode_work, prefill_work
 from llmfit.records import ModelSpec, Workload
 
 SMALL: dict[str, dict[str, Any]] = {
@@ -157,16 +157,21 @@ def test_a_batch_shares_the_weights_and_not_the_cache() -> None:
 
 def test_a_sliding_window_bounds_the_attention() -> None:
     """Beyond the window more context costs no more arithmetic."""
-    shape = _spec("llama").shape
-    assert shape is not None
-    attention = shape.kinds[0].attention
+    spec = _spec("llama")
+    assert spec.shape is not None
+    attention = spec.shape.kinds[0].attention
     assert attention is not None
-    windowed = replace(
-        shape, kinds=tuple(replace(k, attention=replace(attention, window=32)) for k in shape.kinds)
-    )
-    assert flops_per_token(windowed, 400) == flops_per_token(windowed, 32)
-    assert flops_per_token(windowed, 31) < flops_per_token(windowed, 32)
-    assert flops_per_token(shape, 400) > flops_per_token(shape, 32)
+    kinds = (replace(k, attention=replace(attention, window=32)) for k in spec.shape.kinds)
+    windowed = replace(spec, shape=replace(spec.shape, kinds=tuple(kinds)))
+
+    def flops(model: ModelSpec, prompt_tokens: int) -> float:
+        work = decode_work(model, "sdpa", Workload(prompt_tokens=prompt_tokens, new_tokens=2))
+        assert work is not None
+        return work.flops
+
+    assert flops(windowed, 400) == flops(windowed, 32)
+    assert flops(windowed, 20) < flops(windowed, 32)
+    assert flops(spec, 400) > flops(spec, 32)
 
 
 def test_nf4_unpacks_its_weights_for_more_than_one_token() -> None:

@@ -13,7 +13,9 @@ import pytest
 
 from llmfit.errors import UsageError
 from llmfit.planning.comparing.differences import attach_differences, compare_quality, reference_row
+from llmfit.planning.verdict.candidate import candidate
 from llmfit.planning.verdict.constraints import Constraints
+from llmfit.planning.verdict.policy import broken
 from llmfit.planning.verdict.recommend import fits, recommend
 from llmfit.records import (
     Difference,
@@ -638,3 +640,29 @@ def test_a_rejection_names_its_bound() -> None:
         "awq": None,
         "gguf": "rate",
     }
+
+
+@pytest.mark.parametrize(
+    ("acc_norm", "perplexity", "bounds"),
+    [
+        ((-0.03, -0.009), (0.049, 0.09), ()),
+        ((-0.03, -0.011), (0.049, 0.09), ("accuracy",)),
+        ((-0.03, -0.009), (0.051, 0.09), ("perplexity",)),
+        ((-0.03, -0.011), (0.051, 0.09), ("accuracy", "perplexity")),
+    ],
+)
+def test_a_row_is_turned_down_only_for_what_its_whole_interval_shows(
+    acc_norm: tuple[float, float], perplexity: tuple[float, float], bounds: tuple[str, ...]
+) -> None:
+    """1 point and 5 % are held against the better end of the interval, for both figures alike."""
+    row = replace(
+        make_record("nf4"),
+        difference=QualityDifference(
+            reference="bf16",
+            acc_norm=Difference(mean=sum(acc_norm) / 2, low=acc_norm[0], high=acc_norm[1]),
+            perplexity_ratio=Difference(
+                mean=sum(perplexity) / 2, low=perplexity[0], high=perplexity[1]
+            ),
+        ),
+    )
+    assert broken(candidate(row, make_record("bf16"), predicted=False), Constraints()) == bounds
