@@ -200,8 +200,8 @@ class Backend(ABC):
             )
         if method is not None and method not in self.loads_quantized:
             return Check(
-                skipped=f"{plan.model.name} is already quantised ({method}); "
-                f"{self.id} needs the unquantised model"
+                skipped=f"it needs the unquantised model, and {plan.model.name} is already "
+                f"quantised ({method})"
             )
         return Check()
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from llmfit.planning.comparing.differences import REFERENCE, reference_row
 from llmfit.planning.verdict.recommend import STATUS_WORDS
-from llmfit.records import Comparison, Hardware, RunRecord, Verdict
+from llmfit.records import Comparison, Hardware, ModelSpec, RunRecord, Verdict
 from llmfit.report._column import Detail
 from llmfit.report._quality import main_metric, task_names
 from llmfit.report._text import plain
@@ -136,10 +136,19 @@ def _how_to_measure(comparison: Comparison) -> tuple[str, ...]:
     """For a comparison in which nothing was run, the two ways to figures."""
     name = plain(comparison.model.name)
     command = plain(comparison.command or f"llmfit compare {name}")
+    fetched = f"hf download {name} where the hub is reached, then {command}"
+    if comparison.model.quantization is not None:  # random weights are of unquantised models
+        return (f"Measure: {fetched}",)
     return (
         f"Measure memory and speed here, with random weights: {command} --weights synthetic",
-        f"Measure quality too: hf download {name} where the hub is reached, then {command}",
+        f"Measure quality too: {fetched}",
     )
+
+
+def synthetic_option(model: ModelSpec) -> str:
+    """`` --weights synthetic`` for a model whose weights are not here, where it has such."""
+    made = model.source == "catalogue" and model.quantization is None
+    return " --weights synthetic" if made else ""
 
 
 # ---------------------------------------------------------------- legend

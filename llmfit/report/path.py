@@ -8,7 +8,7 @@ from llmfit.planning.advice.ladder import MemoryPath, Rung
 from llmfit.report._column import UNKNOWN, Column, Detail
 from llmfit.report._layout import hanging, styled, widest
 from llmfit.report._text import plain
-from llmfit.report.lines import hardware_text
+from llmfit.report.lines import hardware_text, synthetic_option
 from llmfit.units import GB, MB, format_bytes, format_count, format_number
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def _elsewhere(path: MemoryPath) -> str:
 
 def _measuring_command(path: MemoryPath) -> str:
     name = "" if path.model.source == "embedded" else f" {plain(path.model.name)}"
-    synthetic = " --weights synthetic" if path.model.source == "catalogue" else ""
+    synthetic = synthetic_option(path.model)
     return f"llmfit path{name} --to-gb {path.target_bytes / GB:g} --measure{synthetic}"
 
 

@@ -8,7 +8,7 @@ from llmfit.records import ModelPlan, PlanRow, SpeedPrediction
 from llmfit.report._column import UNKNOWN, Column, Detail
 from llmfit.report._layout import hanging, styled, widest
 from llmfit.report._text import plain
-from llmfit.report.lines import hardware_text
+from llmfit.report.lines import hardware_text, synthetic_option
 from llmfit.units import (
     GB,
     MB,
@@ -110,8 +110,7 @@ def _legend(plan: ModelPlan, full_width: int | None) -> list[str]:
 def _argument(plan: ModelPlan) -> str:
     if plan.model.source == "embedded":
         return ""
-    synthetic = " --weights synthetic" if plan.model.source == "catalogue" else ""
-    return f" {plain(plan.model.name)}{synthetic}"
+    return f" {plain(plan.model.name)}{synthetic_option(plan.model)}"
 
 
 # ---------------------------------------------------------------- columns
