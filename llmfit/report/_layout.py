@@ -85,9 +85,10 @@ def _table(columns: Sequence[Column], styles: Sequence[str], marks: Sequence[str
     from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    with_units = any(column.unit for column in columns)
     for column in columns:
-        head = Text(f"{column.head}\n{column.unit}")
-        table.add_column(head, justify=column.align, overflow="fold")
+        head = f"{column.head}\n{column.unit}" if with_units else column.head
+        table.add_column(Text(head), justify=column.align, overflow="fold")
     for index in range(len(columns[0].cells)):
         cells = [Text(column.cells[index]) for column in columns]
         if marks and marks[index]:
