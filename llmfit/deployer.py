@@ -23,6 +23,7 @@ from llmfit.decode.base import GREEDY, Decoder, Sampling
 from llmfit.device.cpu import set_threads
 from llmfit.device.execution import Marks, pick_device
 from llmfit.device.limits import cap_gpu_memory
+from llmfit.device.memory import freed_tensors_returned
 from llmfit.errors import LlmfitError, TaskUnavailable, UsageError
 from llmfit.measure import fit_workload, measure
 from llmfit.models import local_folder, resolve
@@ -141,7 +142,8 @@ class Deployer:
         if self.plan.device == "cuda" and self.plan.budget_bytes is not None:
             cap_gpu_memory(self.plan.budget_bytes)
         started = time.perf_counter()
-        self._loaded = self._backend.load(self.plan, progress)
+        with freed_tensors_returned():
+            self._loaded = self._backend.load(self.plan, progress)
         self.load_s = time.perf_counter() - started - (self.info.quantize_s or 0.0)
         return self
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from llmfit.backends._checkpoint import run_one_token
 from llmfit.backends._hf import (
     SYNTHETIC_NOTE,
     HfModel,
@@ -43,11 +44,12 @@ def load_bnb(plan: Plan, quantization: Any | None, dtype: str, notes: tuple[str,
         options = {} if quantization is None else {"quantization_config": quantization}
         model = load_causal_lm(plan.model.path, plan, attention=attention, **options)
     notes += attention_notes + keep_odd_layers_unpacked(model)
-    share = quantized_share(model)
+    share, stored_bytes = quantized_share(model), weights_bytes(model)
+    run_one_token(model)  # a CPU's kernels repack the weights then
     info = LoadInfo(
         kernel=Kernel(linear=linear_kernel(model), attention=attention),
         dtype=dtype,
-        weights_bytes=weights_bytes(model),
+        weights_bytes=stored_bytes,
         quantized_share=share,
         notes=(*notes, share_note(share)),
     )

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import gc
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,12 +65,40 @@ def _peak_from_rusage() -> int | None:
 
 def return_freed_memory() -> None:
     """Give the C heap's free pages back to the system, where its library can (glibc)."""
+    _of_glibc("malloc_trim", 0)
+
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # Source: glibc, malloc/malloc.h
+_TENSOR_BYTES = 1 << 20
+_GROWN_MMAP_BYTES = 32 << 20
+"""Where glibc's own threshold ends up once a large block was freed. Source: mallopt(3)."""
+
+
+@contextmanager
+def freed_tensors_returned() -> Iterator[None]:
+    """Within, a freed block of a MiB or more goes back to the system at once (glibc).
+
+    Loading frees as many bytes as it keeps: checkpoints' tensors that a kernel repacks. In the heap
+    they leave holes, 0.1 to 0.8 of a 4-bit model's weights, that nothing later fills. Outside, such
+    blocks stay mapped, as the working set of a prompt would be mapped anew in every layer.
+    """
+    _of_glibc("mallopt", _M_MMAP_THRESHOLD, _TENSOR_BYTES)
+    try:
+        yield
+    finally:
+        _of_glibc("mallopt", _M_MMAP_THRESHOLD, _GROWN_MMAP_BYTES)
+        _of_glibc("mallopt", _M_TRIM_THRESHOLD, 2 * _GROWN_MMAP_BYTES)
+        return_freed_memory()
+
+
+def _of_glibc(name: str, *arguments: int) -> None:
+    """Call a function of the C library, where it is one of glibc's own."""
     if sys.platform == "linux":
         import ctypes
 
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if trim is not None:
-            trim(0)
+        function = getattr(ctypes.CDLL(None), name, None)
+        if function is not None:
+            function(*arguments)
 
 
 def free_bytes(device: Device) -> int:

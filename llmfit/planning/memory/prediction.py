@@ -13,6 +13,7 @@ import re
 
 from llmfit.planning.memory.activations import EAGER_ONLY, activation_bytes
 from llmfit.planning.memory.kv_cache import kv_cache_bytes, quantising_bytes
+from llmfit.planning.memory.weights import repacking_bytes
 from llmfit.planning.memory.weights import weights_bytes as weights_bytes_of
 from llmfit.records import Device, Hardware, KvCacheDtype, MemoryPrediction, ModelSpec, Workload
 
@@ -89,6 +90,8 @@ def predict_memory(
     if kv_cache_dtype is not None and not backend.startswith("gguf"):
         activations = max(activations, quantising_bytes(spec, workload))
     activations += workspace_bytes(device, gpu)
+    if device == "cpu":  # a row may be at its fullest before it has a cache
+        activations = max(activations, repacking_bytes(spec.shape, backend) - cache)
     runtime = CUDA_RUNTIME_BYTES + ALLOCATOR_SLACK_BYTES
     if device == "cpu":
         runtime = idle_worker_bytes(backend) if idle_ram_bytes is None else idle_ram_bytes

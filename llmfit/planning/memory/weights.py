@@ -49,6 +49,11 @@ _CODE_NESTED_BYTES = 256 * 4 + 4
 _FP8_BLOCK = 128
 _MXFP4_BLOCK = 32
 
+_REPACKED_VALUE_BYTES = {"nf4": 9, "gptq": 8, "awq": 19}
+"""Held for each value of a matrix while a CPU's kernel repacks it, its codes in int32 among them.
+Source: the peak of loading, with bitsandbytes 0.50 (functional._convert_weight_packed_for_cpu) and
+GPTQModel 7.6 (transform_cpu of the two torch_aten kernels)."""
+
 _TRANSPOSED = frozenset({"attn_qkv", "attn_output", "ffn_up", "ffn_down"})
 """GPT-2's matrices are transformers' Conv1D, no ``nn.Linear``; bitsandbytes takes them too.
 Source: transformers 5.23, integrations/bitsandbytes.py, replace_with_bnb_linear."""
@@ -125,6 +130,26 @@ def packed_names(shape: ModelShape) -> tuple[int, frozenset[str]]:
                 sizes.setdefault(matrix.name, []).append(matrix)
     choices = [(group, _divisible(sizes, group)) for group in GROUP_SIZES]
     return max(choices, key=lambda choice: (_values(sizes, choice[1]), choice[0]))
+
+
+def repacking_bytes(shape: ModelShape, backend: str) -> int:
+    """Bytes beside all weights at the end of loading on a CPU, when the largest matrix is repacked.
+
+    0 for a format whose weights are used as they are stored. ``nf4`` is repacked where the CPU has
+    AVX-512 with bfloat16, so elsewhere this is an upper bound.
+    """
+    name = backend.partition(":")[0]
+    each = _REPACKED_VALUE_BYTES.get(name, 0)
+    if not each or backend == "gptq:int8":
+        return 0
+    names = None if name == "nf4" else packed_names(shape)[1]
+    matrices = (
+        matrix.rows * matrix.columns
+        for kind in shape.kinds
+        for matrix in kind.matrices
+        if matrix.linear and (names is None or matrix.name in names)
+    )
+    return each * max(matrices, default=0)
 
 
 def unpacked_expert_share(shape: ModelShape, backend: str) -> float:
