@@ -6,6 +6,7 @@ Without weights they are random, made straight in each row's packed layout: memo
 real then, quality is missing. Whatever is missing says why.
 
     python benchmarks/rtx3090_llama31_8b.py --out benchmarks/results/rtx3090_llama31_8b_cpu.json
+    python benchmarks/rtx3090_llama31_8b.py --show benchmarks/results/rtx3090_llama31_8b_cpu.json
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from llmfit.records import (
     RunRecord,
     Weights,
     Workload,
+    read_record,
     to_json,
 )
 from llmfit.report.reference import render_reference
@@ -55,6 +57,10 @@ class Progress(Observer):
 def main() -> None:
     """Run the rows, print the table, write the figures."""
     args = _arguments()
+    if args.show is not None:
+        found = read_record(Result, args.show).reference
+        print(render_reference(found, args.format, width=args.width), end="")
+        return
     absent = why_no_weights(resolve(args.model))
     weights: Weights = args.weights or ("real" if absent is None else "synthetic")
     comparison = llmfit.compare(
@@ -120,6 +126,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--limit", type=int, help="score so many items and documents at most")
     parser.add_argument("--format", choices=("table", "md", "json"), default="table")
     parser.add_argument("--width", type=int, default=80)
+    parser.add_argument("--show", type=Path, help="print such a file's table again, run nothing")
     parser.add_argument("--out", type=Path, help="write all figures to this JSON file")
     return parser.parse_args()
 
