@@ -14,13 +14,27 @@ from llmfit.records import ModelSpec
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
-def pytest_configure() -> None:
+ENVIRONMENT = pytest.StashKey[dict[str, str]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
     """Keep the suite off the network and to two threads, whatever the machine is."""
     # A shell starts what it runs in the background with Ctrl-C ignored, which processes inherit.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("OMP_NUM_THREADS", "2")
+    config.stash[ENVIRONMENT] = dict(os.environ)
+
+
+@pytest.fixture(autouse=True)
+def _environment_of_the_suite(pytestconfig: pytest.Config) -> None:
+    """Every test starts with the environment of the first: importing gptqmodel moves HF_HOME."""
+    present = os.environ.get("PYTEST_CURRENT_TEST")
+    os.environ.clear()
+    os.environ.update(pytestconfig.stash[ENVIRONMENT])
+    if present is not None:
+        os.environ["PYTEST_CURRENT_TEST"] = present
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -139,6 +139,7 @@ def test_no_evaluation_text_is_in_the_training_text() -> None:
         assert not [body for body in bodies if body in joined]
 
 
+@pytest.mark.slow
 def test_streams_share_no_seed_and_no_context() -> None:
     """Seeds come from separate ranges, and a context belongs to one stream whoever draws it."""
     drawn = {name: list(itertools.islice(corpus.stories(name), 300)) for name in corpus.STREAMS}

@@ -218,6 +218,7 @@ def test_percentile_interval_is_bcas_on_hundreds_of_blocks() -> None:
     assert high == pytest.approx(expected.high, abs=0.1 * (high - low))
 
 
+@pytest.mark.slow
 def test_ratio_interval_covers_the_truth() -> None:
     """Over 200 simulated texts of 100 blocks the interval holds the true loss in about 95 %."""
     rng = np.random.default_rng(0)

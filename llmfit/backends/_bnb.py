@@ -45,7 +45,8 @@ def load_bnb(plan: Plan, quantization: Any | None, dtype: str, notes: tuple[str,
         model = load_causal_lm(plan.model.path, plan, attention=attention, **options)
     notes += attention_notes + keep_odd_layers_unpacked(model)
     share, stored_bytes = quantized_share(model), weights_bytes(model)
-    run_one_token(model)  # a CPU's kernels repack the weights then
+    # A CPU's kernels repack the weights then.
+    run_one_token(model, hint=f"--backends without {plan.backend}")
     info = LoadInfo(
         kernel=Kernel(linear=linear_kernel(model), attention=attention),
         dtype=dtype,

@@ -67,10 +67,13 @@ def quantized_config(folder: Path, facts: Facts) -> Any:
     return config
 
 
-def run_one_token(model: nn.Module) -> None:
+_OTHER_SHAPES = "the unquantised model, which is then quantised to shapes that the kernel takes"
+
+
+def run_one_token(model: nn.Module, *, hint: str = _OTHER_SHAPES) -> None:
     """Run one token, so that loading and not the first prompt pays for unpacking and repacking.
 
-    Raises ModelLoadError where a kernel is missing or cannot take a layer's shape.
+    Raises ModelLoadError with ``hint`` where a kernel is missing or cannot take the model.
     """
     import torch
 
@@ -80,8 +83,8 @@ def run_one_token(model: nn.Module) -> None:
             model(ids, use_cache=False)
     except (RuntimeError, ValueError, NotImplementedError, ImportError) as exc:
         raise ModelLoadError(
-            f"the kernel {linear_kernel(model)} cannot run this checkpoint: {exc}",
-            hint="the unquantised model, which is then quantised to shapes that the kernel takes",
+            f"the kernel {linear_kernel(model)} cannot run this model: {exc}",
+            hint=hint,
         ) from exc
 
 

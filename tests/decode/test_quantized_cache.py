@@ -79,6 +79,7 @@ def live_tensor_bytes() -> int:
     return sum(storages.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["q8_0", "q4_0"])
 def test_the_decoder_holds_the_bytes_of_the_type(embedded: ModelSpec, dtype: KvCacheDtype) -> None:
     """Between steps nothing is held but 8 or 4 bits a value, group scales and the newest tokens.

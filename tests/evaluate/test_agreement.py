@@ -45,7 +45,9 @@ def questions(path: Path) -> list[Instance]:
     return made
 
 
-@pytest.fixture(scope="module", params=["stories260k", "embedded"])
+@pytest.fixture(
+    scope="module", params=["stories260k", pytest.param("embedded", marks=pytest.mark.slow)]
+)
 def case(request: pytest.FixtureRequest) -> Case:
     """stories260k on real HellaSwag, some of it too long for it; the embedded model on its own."""
     spec = request.getfixturevalue(request.param)

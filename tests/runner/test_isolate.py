@@ -66,7 +66,8 @@ def test_a_killed_worker_is_a_failed_row(embedded: ModelSpec, sent: signal.Signa
             for worker in workers():
                 os.kill(worker.pid, sent)
 
-    result.append(run_isolated(plan(embedded), progress=progress))
+    short = Workload(prompt_tokens=16, new_tokens=9, repeats=1000)  # long enough to be hit
+    result.append(run_isolated(plan(embedded, short), progress=progress))
     assert result[0].status == "failed"
     assert sent.name in str(result[0].reason)
     assert "measure" in str(result[0].reason)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from llmfit.backends.registry import get_backend
-from llmfit.errors import QuantizationError
+from llmfit.errors import ModelLoadError, QuantizationError
 from llmfit.models import resolve
 from llmfit.planning.architectures import read_shape
 from llmfit.planning.memory.prediction import weights_bytes
@@ -90,6 +90,11 @@ def test_weights_are_what_the_backend_holds(small: ModelSpec, backend: str) -> N
     The rest is small buffers: rotary frequencies, routing corrections, shift tables of GPTQ.
     """
     plan = Plan(backend=backend, model=small, device="cpu", weights="synthetic")
+    if (backend, small.model_type) == ("int8", "deepseek_v3"):
+        # bitsandbytes 0.50 multiplies inputs of four dimensions wrongly on a CPU.
+        with pytest.raises(ModelLoadError, match="Linear8bitLt cannot run this model"):
+            get_backend(backend).load(plan)
+        return
     try:
         loaded = get_backend(backend).load(plan)
     except QuantizationError:
