@@ -130,6 +130,7 @@ class Deployer:
     def load(self, progress: Progress = no_progress) -> Deployer:
         """Load the model, quantising or converting it first where that is needed; returns self.
 
+        With glibc, blocks above 32 MiB are mapped apart from then on, as they would come to be.
         Raises BackendUnavailable, ModelNotFound, ModelLoadError or QuantizationError.
         """
         if self._loaded is not None:
