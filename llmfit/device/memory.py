@@ -79,8 +79,9 @@ def freed_tensors_returned() -> Iterator[None]:
     """Within, a freed block of a MiB or more goes back to the system at once (glibc).
 
     Loading frees as many bytes as it keeps: checkpoints' tensors that a kernel repacks. In the heap
-    they leave holes, 0.1 to 0.8 of a 4-bit model's weights, that nothing later fills. Outside, such
-    blocks stay mapped, as the working set of a prompt would be mapped anew in every layer.
+    they leave holes, a third to two thirds of a 4-bit model's weights, that nothing later fills.
+    Outside, such blocks stay mapped, as the working set of a prompt would be mapped anew in every
+    layer.
     """
     _of_glibc("mallopt", _M_MMAP_THRESHOLD, _TENSOR_BYTES)
     try:

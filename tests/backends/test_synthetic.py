@@ -114,7 +114,7 @@ def require_same_model(made: HfModel, real: HfModel) -> None:
     """The same modules, tensors, bytes and kernels, before and after a token was run."""
     assert layout(made.model) == layout(real.model)
     assert facts(made) == facts(real)
-    for each in (made, real):  # bitsandbytes repacks its weights at the first token
+    for each in (made, real):
         with torch.inference_mode():
             logits = each.model(IDS, use_cache=False).logits
         assert torch.isfinite(logits).all()

@@ -132,6 +132,7 @@ def packed_names(shape: ModelShape) -> tuple[int, frozenset[str]]:
     return max(choices, key=lambda choice: (_values(sizes, choice[1]), choice[0]))
 
 
+@lru_cache(maxsize=64)  # likewise
 def repacking_bytes(shape: ModelShape, backend: str) -> int:
     """Bytes beside all weights at the end of loading on a CPU, when the largest matrix is repacked.
 
