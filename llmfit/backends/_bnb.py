@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from llmfit.backends._checkpoint import run_one_token
 from llmfit.backends._hf import (
     SYNTHETIC_NOTE,
     HfModel,
@@ -13,6 +12,7 @@ from llmfit.backends._hf import (
     linear_kernel,
     load_causal_lm,
     plan_config,
+    run_one_token,
     share_note,
     weights_bytes,
 )

@@ -5,14 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmfit.backends._hf import linear_kernel
 from llmfit.errors import ModelLoadError, UsageError
 from llmfit.models import local_folder, resolve
 from llmfit.quantization import Facts
 from llmfit.records import ModelSpec
 
 if TYPE_CHECKING:
-    from torch import nn
+    pass
 
 _SHAPE = (
     "model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
@@ -65,27 +64,6 @@ def quantized_config(folder: Path, facts: Facts) -> Any:
     if name not in _USUAL_FILES:
         config.transformers_weights = name
     return config
-
-
-_OTHER_SHAPES = "the unquantised model, which is then quantised to shapes that the kernel takes"
-
-
-def run_one_token(model: nn.Module, *, hint: str = _OTHER_SHAPES) -> None:
-    """Run one token, so that loading and not the first prompt pays for unpacking and repacking.
-
-    Raises ModelLoadError with ``hint`` where a kernel is missing or cannot take the model.
-    """
-    import torch
-
-    ids = torch.zeros((1, 1), dtype=torch.long, device=next(model.parameters()).device)
-    try:
-        with torch.inference_mode():
-            model(ids, use_cache=False)
-    except (RuntimeError, ValueError, NotImplementedError, ImportError) as exc:
-        raise ModelLoadError(
-            f"the kernel {linear_kernel(model)} cannot run this model: {exc}",
-            hint=hint,
-        ) from exc
 
 
 def _weights_file(folder: Path) -> str:

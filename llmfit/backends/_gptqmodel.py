@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmfit.backends._checkpoint import given_checkpoint, quantized_config, run_one_token
+from llmfit.backends._checkpoint import given_checkpoint, quantized_config
 from llmfit.backends._hf import (
     SYNTHETIC_NOTE,
     HfModel,
@@ -19,6 +19,7 @@ from llmfit.backends._hf import (
     linear_kernel,
     load_causal_lm,
     plan_config,
+    run_one_token,
     share_note,
     weights_bytes,
 )

@@ -177,6 +177,27 @@ def load_causal_lm(path: str, plan: Plan, *, attention: str, **options: Any) -> 
     return module
 
 
+_OTHER_SHAPES = "the unquantised model, which is then quantised to shapes that the kernel takes"
+
+
+def run_one_token(model: nn.Module, *, hint: str = _OTHER_SHAPES) -> None:
+    """Run one token, so that loading and not the first prompt pays for unpacking and repacking.
+
+    Raises ModelLoadError with ``hint`` where a kernel is missing or cannot take the model.
+    """
+    import torch
+
+    ids = torch.zeros((1, 1), dtype=torch.long, device=next(model.parameters()).device)
+    try:
+        with torch.inference_mode():
+            model(ids, use_cache=False)
+    except (RuntimeError, ValueError, NotImplementedError, ImportError) as exc:
+        raise ModelLoadError(
+            f"the kernel {linear_kernel(model)} cannot run this model: {exc}",
+            hint=hint,
+        ) from exc
+
+
 def plan_config(plan: Plan) -> Any:
     """transformers' config of the plan's model; without its files where weights are synthetic.
 

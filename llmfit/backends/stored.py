@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmfit.backends._checkpoint import given_checkpoint, quantized_config, run_one_token
+from llmfit.backends._checkpoint import given_checkpoint, quantized_config
 from llmfit.backends._hf import (
     HfModel,
     TorchBackend,
     fused_attention,
     linear_kernel,
     load_causal_lm,
+    run_one_token,
     weights_bytes,
 )
 from llmfit.backends._tokenizer import load_tokenizer
