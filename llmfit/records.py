@@ -257,6 +257,8 @@ class Kernel:
 
     linear: str
     attention: str
+    step: str | None = None
+    """Kernels of the linear layers in decode steps of one sequence; None where ``linear``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

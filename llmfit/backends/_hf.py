@@ -60,7 +60,8 @@ class HfModel(LoadedModel):
     """A transformers causal language model in memory, whatever its linear layers are.
 
     With ``kv_cache_dtype`` it decodes and scores over transformers' quantised cache, says so in its
-    notes, and raises ModelLoadError where the model cannot have one.
+    notes, and raises ModelLoadError where the model cannot have one. Loading ends with a trial of
+    the kernels that can run its decode steps on a CPU; without ``own_kernels`` none of llmfit's.
     """
 
     def __init__(
@@ -71,11 +72,21 @@ class HfModel(LoadedModel):
         info: LoadInfo,
         compiled: bool = False,
         kv_cache_dtype: KvCacheDtype | None = None,
+        own_kernels: bool = True,
     ) -> None:
+        from llmfit.decode.step_linears import choose_step_linears
+
         config: Any = model.config.get_text_config()  # type: ignore[union-attr,operator]
         self.model = model
         self.tokenizer = tokenizer
-        self.info = info if kv_cache_dtype is None else _with_cache(info, model, kv_cache_dtype)
+        if kv_cache_dtype is not None:
+            info = _with_cache(info, model, kv_cache_dtype)
+        self._linears = choose_step_linears(model, own=own_kernels)
+        self.info = replace(
+            info,
+            kernel=replace(info.kernel, step=self._linears.kernel),
+            notes=(*info.notes, *self._linears.notes),
+        )
         self.vocab_size = int(config.vocab_size)
         self.context_length = int(config.max_position_embeddings)
         self._compiled = compiled
@@ -94,6 +105,7 @@ class HfModel(LoadedModel):
             compiled=self._compiled,
             kv_cache_dtype=self._kv_cache_dtype,
             prefill_chunk=prefill_chunk,
+            linears=self._linears,
         )
 
     def score(
@@ -115,7 +127,7 @@ class HfModel(LoadedModel):
 
     def close(self) -> None:
         """See ``LoadedModel.close``."""
-        del self.model
+        del self.model, self._linears
 
     def _pad_id(self) -> int:
         return self.tokenizer.eos_id or 0
@@ -312,4 +324,5 @@ def load_plain(plan: Plan, *, attention: str, compiled: bool = False) -> HfModel
         info=info,
         compiled=compiled,
         kv_cache_dtype=plan.kv_cache_dtype,
+        own_kernels=compiled,
     )

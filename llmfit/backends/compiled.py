@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import platform
-import shutil
-
 from llmfit.backends._hf import TorchBackend, load_plain
 from llmfit.backends.base import Check, LoadedModel, Progress, no_progress
+from llmfit.kernels.build import find_compiler, install_hint
 from llmfit.records import Plan
-
-_CPU_COMPILERS = ("g++", "clang++", "c++")
 
 
 class Compiled(TorchBackend):
@@ -26,15 +22,10 @@ class Compiled(TorchBackend):
                 "needs constant shapes; sdpa runs the same without the compiler"
             )
         outcome = super().check(plan)
-        if (
-            outcome == Check()
-            and plan.device == "cpu"
-            and not any(map(shutil.which, _CPU_COMPILERS))
-        ):
-            install = (
-                "xcode-select --install" if platform.system() == "Darwin" else "apt-get install g++"
+        if outcome == Check() and plan.device == "cpu" and find_compiler() is None:
+            return Check(
+                unavailable=f"torch.compile on a CPU needs a C++ compiler: {install_hint()}"
             )
-            return Check(unavailable=f"torch.compile on a CPU needs a C++ compiler: {install}")
         return outcome
 
     def load(self, plan: Plan, progress: Progress = no_progress) -> LoadedModel:

@@ -1,12 +1,13 @@
 """The preallocated KV cache of the PyTorch decoder, as transformers' models see it.
 
-One buffer per layer, ``keys`` and ``values`` of [B, H_kv, capacity, D], written in place. A
-layer is read in one of two modes:
+One buffer per layer, ``keys`` and ``values`` of [B, H_kv, capacity, D], written in place. The cache
+is read in one of two modes:
 
 * sliced: ``update`` returns a view of the filled part, so attention costs what is filled and
   no mask is needed. The length is a Python int. Used by prefill and by eager steps.
-* fixed: ``update`` returns the whole buffer, and the length is a tensor, so that shapes never
-  change and a compiled step is traced once. transformers masks what is not filled yet.
+* fixed: ``update`` returns the whole buffer, and the length is a tensor of all layers, so that
+  shapes never change and a step is traced, or captured, once. What is not filled yet has to be
+  masked.
 """
 
 from __future__ import annotations
@@ -24,12 +25,13 @@ class StaticKVLayer(CacheLayerMixin):
     is_compileable = True
     is_sliding = False
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, capacity: int, position: torch.Tensor) -> None:
+        """``position`` int64[] is the length in fixed mode, which ``StaticKVCache`` advances."""
         super().__init__()
         self.capacity = capacity
         self.fixed = False
         self.length = 0
-        self.position = torch.zeros((), dtype=torch.int64)  # the length in fixed mode
+        self.position = position
 
     def lazy_initialization(
         self, key_states: torch.Tensor, value_states: torch.Tensor | None = None
@@ -41,10 +43,6 @@ class StaticKVLayer(CacheLayerMixin):
         make: Any = {"dtype": self.dtype, "device": self.device}
         self.keys = torch.zeros((batch, heads, self.capacity, key_dim), **make)
         self.values = torch.zeros((batch, heads, self.capacity, value_states.shape[-1]), **make)
-        self.position = self.position.to(self.device)
-        # A CUDA graph may only write to tensors whose address is known to stay.
-        for tensor in (self.keys, self.values, self.position):
-            torch._dynamo.mark_static_address(tensor)
         self.is_initialized = True
 
     def update(
@@ -53,14 +51,12 @@ class StaticKVLayer(CacheLayerMixin):
         """Append states [B, H_kv, T, D] and return what attention reads: view or whole buffer."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        count = key_states.shape[2]
         if self.fixed:
-            slots = self.position + torch.arange(count, device=self.device)
-            self.position.add_(count)
-            self.keys.index_copy_(2, slots, key_states)
-            self.values.index_copy_(2, slots, value_states)
+            slot = self.position.reshape(1)
+            self.keys.index_copy_(2, slot, key_states)
+            self.values.index_copy_(2, slot, value_states)
             return self.keys, self.values
-        end = self.length + count
+        end = self.length + key_states.shape[2]
         self.keys[:, :, self.length : end] = key_states
         self.values[:, :, self.length : end] = value_states
         self.length = end
@@ -85,19 +81,17 @@ class StaticKVLayer(CacheLayerMixin):
         self.fixed = False
         self.length = 0
 
-    def fix(self) -> None:
-        """Go to fixed mode at the present length."""
-        self.position.fill_(self.length)
-        self.fixed = True
-
 
 class StaticKVCache(Cache):
     """A ``StaticKVLayer`` per decoder layer."""
 
-    def __init__(self, layers: int, capacity: int) -> None:
-        super().__init__(layers=[StaticKVLayer(capacity) for _ in range(layers)])
+    def __init__(self, layers: int, capacity: int, device: torch.device) -> None:
+        self.position = torch.zeros((), dtype=torch.int64, device=device)
+        """Number of tokens held in fixed mode. One token a step is written at this slot."""
+        super().__init__(layers=[StaticKVLayer(capacity, self.position) for _ in range(layers)])
 
     def fix(self) -> None:
-        """Give all layers constant shapes, for a compiled step."""
+        """Give all layers constant shapes, for a traced or captured step of one token."""
+        self.position.fill_(self.layers[0].get_seq_length())
         for layer in self.layers:
-            layer.fix()
+            layer.fixed = True

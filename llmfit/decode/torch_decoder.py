@@ -8,6 +8,9 @@ prompt token again would put it into the cache twice.
     prompts ─► pad left ─► prefill [B, T] ─► logits [B, V] ─► choose ─► ids [B, 1]
                (or T in chunks)                               ▲            │
                                               step: forward [B, 1] ◄───────┘
+
+Prefill runs the library's kernels. A step runs those of ``step_linears``, and as one graph where it
+is compiled.
 """
 
 from __future__ import annotations
@@ -21,9 +24,11 @@ from transformers import Cache
 
 from llmfit.decode.base import GREEDY, Decoder, Sampling
 from llmfit.decode.cache import StaticKVCache
+from llmfit.decode.graph_step import CompiledStep, FixedStep
 from llmfit.decode.placement import execution_device
 from llmfit.decode.quantized_cache import quantized_cache
 from llmfit.decode.sampling import choose
+from llmfit.decode.step_linears import StepLinears
 from llmfit.errors import ModelLoadError, UsageError
 from llmfit.records import KvCacheDtype
 
@@ -52,9 +57,9 @@ class TorchDecoder(Decoder):
     """Greedy or sampled continuation of a batch over one cache.
 
     The cache is preallocated; with ``kv_cache_dtype`` it is transformers' quantised one, which
-    grows. With ``compiled`` the decode step is a ``torch.compile`` graph over constant shapes (and
-    a CUDA graph on a GPU); prefill stays eager, as its length varies. A quantised cache has no
-    constant shapes: both together raise UsageError.
+    grows. With ``compiled`` the decode step is a ``torch.compile`` graph over constant shapes;
+    prefill stays eager, as its length varies. A quantised cache has no constant shapes: both
+    together raise UsageError. ``linears`` run the steps of a batch of one.
 
     With ``prefill_chunk`` a prompt runs that many tokens at a time, which hold their activations
     only as long. The logits are those of one pass; over a quantised cache a chunk reads those
@@ -71,6 +76,7 @@ class TorchDecoder(Decoder):
         compiled: bool = False,
         kv_cache_dtype: KvCacheDtype | None = None,
         prefill_chunk: int | None = None,
+        linears: StepLinears | None = None,
     ) -> None:
         self.check_chunk(prefill_chunk)
         if compiled and kv_cache_dtype is not None:
@@ -81,9 +87,10 @@ class TorchDecoder(Decoder):
         self._model = model
         self._device = execution_device(model)
         self._pad_id = pad_id
+        self._linears = linears if linears is not None and batch == 1 else StepLinears()
         layers = check_cacheable(model)
         self._cache: Cache | None = (
-            StaticKVCache(layers, capacity)
+            StaticKVCache(layers, capacity, self._device)
             if kv_cache_dtype is None
             else quantized_cache(model, kv_cache_dtype)
         )
@@ -92,13 +99,11 @@ class TorchDecoder(Decoder):
         self._ids = torch.zeros((batch, 1), dtype=torch.int64, device=self._device)
         self._filled = 0
         # Only for prompts of different length: which cache slots hold a token, and each
-        # sequence's number of padding slots.
-        self._slots: torch.Tensor | None = None
-        self._padding: torch.Tensor | None = None
-        self._forward = _step_logits
-        if compiled:
-            mode = "reduce-overhead" if self._device.type == "cuda" else "default"
-            self._forward = torch.compile(_step_logits, mode=mode, fullgraph=True, dynamic=False)
+        # sequence's number of padding slots. Written in place, as a graph keeps their address.
+        self._slots = torch.ones((batch, capacity), dtype=torch.bool, device=self._device)
+        self._padding = torch.zeros((batch, 1), dtype=torch.int64, device=self._device)
+        self._ragged = False
+        self._graphs: dict[bool, CompiledStep] = {}
 
     @torch.inference_mode()
     def prefill(self, prompts: Sequence[Sequence[int]], sampling: Sampling = GREEDY) -> None:
@@ -106,6 +111,7 @@ class TorchDecoder(Decoder):
         self.check_prompts(prompts)
         cache = self._live_cache()
         cache.reset()
+        self._linears.remove()
         self._sampling = sampling
         if not sampling.greedy:
             self._generator = torch.Generator(self._device).manual_seed(sampling.seed)
@@ -124,6 +130,7 @@ class TorchDecoder(Decoder):
             ).logits
         self._filled = longest
         self._choose(logits[:, -1])
+        self._linears.install()
         if isinstance(cache, StaticKVCache) and self.compiled:
             cache.fix()
 
@@ -132,18 +139,38 @@ class TorchDecoder(Decoder):
         """See ``Decoder.step``."""
         if self._filled >= self.capacity:
             raise UsageError(f"the KV cache is full: it holds {self.capacity} tokens a sequence.")
+        cache = self._live_cache()
         self._filled += 1
-        mask = self._slots
-        if mask is not None and not self.compiled:
-            mask = mask[:, : self._filled]
-        positions = None
-        if self._padding is not None:
-            positions = self._filled - 1 - self._padding
-        elif self.compiled:
-            positions = torch.full_like(self._ids, self._filled - 1)
-        if self.compiled and self._device.type == "cuda":
-            torch.compiler.cudagraph_mark_step_begin()
-        self._choose(self._forward(self._model, self._ids, mask, positions, self._live_cache()))
+        with self._linears.stepping():
+            if self.compiled and isinstance(cache, StaticKVCache):
+                logits = self._graph(cache)()
+            else:
+                logits = self._eager_logits(cache)
+        self._choose(logits)
+
+    def _eager_logits(self, cache: Cache) -> torch.Tensor:
+        """Logits [B, V] after feeding the ids [B, 1]; attention reads what is filled."""
+        logits: torch.Tensor = self._model(
+            input_ids=self._ids,
+            attention_mask=self._slots[:, : self._filled] if self._ragged else None,
+            position_ids=self._filled - 1 - self._padding if self._ragged else None,
+            past_key_values=cache,
+            use_cache=True,
+        ).logits[:, -1]
+        return logits
+
+    def _graph(self, cache: StaticKVCache) -> CompiledStep:
+        """The step's graph; that of prompts of different length is another one."""
+        if self._ragged not in self._graphs:
+            step = FixedStep(
+                self._model,
+                cache,
+                self._ids,
+                slots=self._slots if self._ragged else None,
+                padding=self._padding if self._ragged else None,
+            )
+            self._graphs[self._ragged] = CompiledStep(step)
+        return self._graphs[self._ragged]
 
     def tokens(self) -> list[int]:
         """See ``Decoder.tokens``."""
@@ -151,7 +178,9 @@ class TorchDecoder(Decoder):
         return chosen
 
     def close(self) -> None:
-        """Free the cache."""
+        """Free the cache and what was compiled over it."""
+        self._linears.remove()
+        self._graphs.clear()
         self._cache = None
 
     def _live_cache(self) -> Cache:
@@ -177,30 +206,11 @@ class TorchDecoder(Decoder):
             for pad, prompt in zip(padding, prompts, strict=True)
         ]
         ids = torch.tensor(rows, dtype=torch.int64, device=self._device)
-        if not any(padding):
-            self._slots = self._padding = None
+        self._ragged = any(padding)
+        if not self._ragged:
             return ids, None, None
-        self._padding = torch.tensor(padding, device=self._device)[:, None]  # [B, 1]
+        self._padding.copy_(torch.tensor(padding)[:, None])
         columns = torch.arange(self.capacity, device=self._device)[None]
-        self._slots = columns >= self._padding  # [B, capacity]
+        torch.ge(columns, self._padding, out=self._slots)
         positions = (columns[:, :longest] - self._padding).clamp_min(0)
         return ids, self._slots[:, :longest], positions
-
-
-def _step_logits(
-    model: nn.Module,
-    ids: torch.Tensor,
-    mask: torch.Tensor | None,
-    positions: torch.Tensor | None,
-    cache: Cache,
-) -> torch.Tensor:
-    """Logits [B, V] after feeding ids [B, 1]; the function that ``compiled`` compiles."""
-    output = model(
-        input_ids=ids,
-        attention_mask=mask,
-        position_ids=positions,
-        past_key_values=cache,
-        use_cache=True,
-    )
-    logits: torch.Tensor = output.logits[:, -1]
-    return logits

@@ -26,6 +26,17 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
+def cpu_flags() -> frozenset[str]:
+    """What the CPU can do, as Linux tells; empty elsewhere."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("flags"):
+                return frozenset(line.partition(":")[2].split())
+    except OSError:
+        return frozenset()
+    return frozenset()
+
+
 def set_threads(threads: int | None) -> int:
     """Let torch use ``threads`` CPU threads (None: one per physical core); returns the number."""
     import torch

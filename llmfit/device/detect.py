@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from llmfit.device.cpu import cpu_name, physical_cores
+from llmfit.device.cpu import cpu_flags, cpu_name, physical_cores
 from llmfit.device.nvml import load_nvml
 from llmfit.planning.speed.hardware import match_gpu
 from llmfit.records import Hardware
@@ -92,7 +91,7 @@ def detect_cpu() -> Hardware:
         kind="cpu",
         memory_bytes=int(psutil.virtual_memory().total),
         bandwidth=_expected_bandwidth(cores),
-        flops=cores * _CLOCK_HZ * _flops_per_cycle(_cpu_flags()),
+        flops=cores * _CLOCK_HZ * _flops_per_cycle(cpu_flags()),
         source=f"expected of {cores} cores",
         assumed=True,
     )
@@ -129,14 +128,3 @@ def _expected_bandwidth(cores: int) -> float:
 
 def _flops_per_cycle(flags: frozenset[str]) -> int:
     return next((rate for flag, rate in _FLOPS_PER_CYCLE if flag in flags), _OTHER_FLOPS_PER_CYCLE)
-
-
-def _cpu_flags() -> frozenset[str]:
-    """What the CPU can do, as Linux tells; empty elsewhere."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("flags"):
-                return frozenset(line.partition(":")[2].split())
-    except OSError:
-        return frozenset()
-    return frozenset()

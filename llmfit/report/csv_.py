@@ -48,6 +48,7 @@ def _flat(comparison: Comparison, row: RunRecord) -> dict[str, Value]:
         "device": row.device,
         "kernel_linear": row.kernel.linear if row.kernel else None,
         "kernel_attention": row.kernel.attention if row.kernel else None,
+        "kernel_step": row.kernel.step if row.kernel else None,
         "dtype": row.dtype,
         "quantized_share": row.quantized_share,
         "weights_bytes": row.weights_bytes,

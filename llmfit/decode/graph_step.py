@@ -1,0 +1,149 @@
+"""The decode step as one graph, run without Python between its kernels.
+
+    step: transformers' forward over a fixed cache
+      ─► Dynamo ─► one FX graph ─► inductor ─► called with the tensors that were traced, no guards
+
+Everything that changes from step to step lives in tensors that stay where they are: the ids, the
+cache and the number of tokens in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AttentionInterface, AttentionMaskInterface
+
+from llmfit.decode.cache import StaticKVCache
+from llmfit.kernels.build import why_no_kernels
+
+Step = Callable[[], torch.Tensor]
+"""Feeds the ids that are in their tensor [B, 1] and returns logits [B, V]."""
+
+ATTENTION = "llmfit_decode"
+"""The name by which transformers finds ``torch.ops.llmfit.attend``."""
+
+
+class FixedStep:
+    """One token a sequence, over a cache in fixed mode: shapes and addresses never change."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        cache: StaticKVCache,
+        ids: torch.Tensor,
+        *,
+        slots: torch.Tensor | None,
+        padding: torch.Tensor | None,
+    ) -> None:
+        """``ids`` int64[B, 1] are fed.
+
+        ``slots`` bool[B, capacity] and ``padding`` int64[B, 1] tell of prompts of different length:
+        which slots of the cache hold a token, and how many before them do not.
+        """
+        self._model = model
+        self._cache = cache
+        self._ids = ids
+        self._slots = slots
+        self._padding = padding
+        self._attends_itself = False
+
+    def __call__(self) -> torch.Tensor:
+        """See ``Step``."""
+        position = self._cache.position
+        positions = position.expand_as(self._ids)
+        extra = {"held_tokens": position + 1} if self._attends_itself else {}
+        logits: torch.Tensor = self._model(
+            input_ids=self._ids,
+            attention_mask=self._slots,
+            position_ids=positions if self._padding is None else positions - self._padding,
+            past_key_values=self._cache,
+            use_cache=True,
+            **extra,
+        ).logits[:, -1]
+        position.add_(1)
+        return logits
+
+    @contextmanager
+    def own_attention(self) -> Iterator[bool]:
+        """Let the step attend by llmfit's kernel, where it can; says whether it does.
+
+        The kernel reads what is filled and not the whole buffer. It takes SDPA's place alone, in
+        bfloat16 on a CPU, and knows no mask beyond a sliding window.
+        """
+        config: Any = self._model.config.get_text_config()  # type: ignore[union-attr,operator]
+        before = config._attn_implementation
+        self._attends_itself = (
+            before == "sdpa"
+            and self._slots is None
+            and self._model.dtype == torch.bfloat16
+            and self._ids.device.type == "cpu"
+            and getattr(self._model, "_supports_attention_backend", False)
+            and why_no_kernels() is None
+        )
+        if self._attends_itself:
+            config._attn_implementation = ATTENTION
+        try:
+            yield self._attends_itself
+        finally:
+            config._attn_implementation = before
+
+
+class CompiledStep:
+    """A step through ``torch.compile``: traced at its first call, later called without guards."""
+
+    def __init__(self, step: FixedStep) -> None:
+        self._step: FixedStep | None = step
+        self._compiled: Callable[..., Any] | None = None
+        self._inputs: tuple[torch.Tensor, ...] = ()
+
+    def __call__(self) -> torch.Tensor:
+        """See ``Step``. Raises what Dynamo and inductor raise for a model they cannot take."""
+        if self._compiled is None:
+            return self._trace()
+        logits: torch.Tensor = self._compiled(*self._inputs)[0]
+        return logits
+
+    def _trace(self) -> torch.Tensor:
+        from torch._inductor.compile_fx import compile_fx
+
+        def backend(graph: torch.fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+            compiled: Any = compile_fx(graph, inputs)
+            self._compiled, self._inputs = compiled, tuple(inputs)
+            return compiled  # type: ignore[no-any-return]
+
+        assert self._step is not None
+        with self._step.own_attention():
+            traced = torch.compile(self._step, backend=backend, fullgraph=True, dynamic=False)
+            logits: torch.Tensor = traced()
+        self._step = None
+        return logits
+
+
+def _attend(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    held_tokens: torch.Tensor,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    **_: object,
+) -> tuple[torch.Tensor, None]:
+    """transformers' attention function of a traced step: query [B, H, 1, D] → [B, 1, H, D]."""
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    window = sliding_window or 0
+    return torch.ops.llmfit.attend(query, key, value, held_tokens, scale, window), None
+
+
+def _no_mask(*_: object, **__: object) -> None:
+    """``attend`` is told how many tokens are held."""
+
+
+AttentionInterface.register(ATTENTION, _attend)
+AttentionMaskInterface.register(ATTENTION, _no_mask)

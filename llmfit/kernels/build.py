@@ -1,0 +1,158 @@
+"""Compile and load ``cpu.cpp``, once for each CPU and version of PyTorch.
+
+    cpu.cpp ─► C++ compiler ─► cache/kernels/<hash>.so ─► torch.ops.llmfit
+               (2 to 3 s)      source, flags, torch, CPU
+
+The file is made under another name and renamed, so processes that start together load a whole one.
+Where there is no compiler, or it refuses, the libraries' own kernels run and the record says why.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import platformdirs
+
+from llmfit.device.cpu import cpu_flags, cpu_name
+
+COMPILERS = ("g++", "clang++", "c++")
+"""Tried in this order where ``CXX`` names none."""
+SOURCE = Path(__file__).with_name("cpu.cpp")
+FLAGS = ("-O3", "-std=c++20", "-shared", "-fPIC", "-fopenmp-simd", "-fno-math-errno", "-w")
+_STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000"
+"""PyTorch 2.10's stable interface, whose functions later versions keep."""
+_TIME_LIMIT_S = 300
+_SAID_CHARACTERS = 300
+
+
+def install_hint() -> str:
+    """The command that installs a C++ compiler on this system."""
+    return "xcode-select --install" if platform.system() == "Darwin" else "apt-get install g++"
+
+
+def find_compiler() -> str | None:
+    """The C++ compiler: ``CXX`` where it is set, else the first of ``COMPILERS`` there is."""
+    named = os.environ.get("CXX")
+    return next(filter(None, map(shutil.which, [named] if named else COMPILERS)), None)
+
+
+@functools.cache
+def why_no_kernels() -> str | None:
+    """None once ``torch.ops.llmfit`` can be called; else why it cannot. Tried once a process."""
+    folder = platformdirs.user_cache_path("llmfit") / "kernels"
+    try:
+        _load(folder)
+    except (OSError, subprocess.SubprocessError) as exc:
+        said = getattr(exc, "stderr", None) or str(exc)
+        return " ".join(said.split())[-_SAID_CHARACTERS:]
+    _describe_results()
+    return None
+
+
+def _load(folder: Path) -> None:
+    """Load the library from ``folder``, made there where it is missing.
+
+    Where nothing can be written there, it is made anew in each process. Raises OSError where there
+    is no compiler, CalledProcessError with its words where it refuses.
+    """
+    import torch
+
+    library = folder / f"{_key()}.so"
+    if not library.exists():
+        compiler = find_compiler()
+        if compiler is None:
+            raise FileNotFoundError("no C++ compiler on the PATH, nor in CXX")
+        writable = _may_write(folder)
+        place = folder if writable else None
+        with tempfile.TemporaryDirectory(dir=place, prefix=".making-") as scratch:
+            made = _compile(compiler, Path(scratch) / library.name)
+            if not writable:
+                torch.ops.load_library(made)  # it stays loaded when its file is gone
+                return
+            made.replace(library)
+    torch.ops.load_library(library)
+
+
+def _may_write(folder: Path) -> bool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK)
+
+
+def _compile(compiler: str, target: Path) -> Path:
+    import torch
+
+    root = Path(torch.__file__).parent
+    subprocess.run(
+        [
+            compiler,
+            *FLAGS,
+            _native(),
+            _STABLE_ABI,
+            f"-I{root / 'include'}",
+            str(SOURCE),
+            "-o",
+            str(target),
+            f"-L{root / 'lib'}",
+            "-ltorch_cpu",
+            "-lc10",
+        ],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=_TIME_LIMIT_S,
+    )
+    return target
+
+
+def _native() -> str:
+    """The flag for this machine's own instructions; clang on ARM knows no ``-march=native``."""
+    return "-march=native" if platform.machine() in ("x86_64", "AMD64") else "-mcpu=native"
+
+
+def _key() -> str:
+    """Everything that the compiled file depends on, hashed."""
+    import torch
+
+    parts = (
+        SOURCE.read_bytes(),
+        " ".join((*FLAGS, _native(), _STABLE_ABI)).encode(),
+        f"{torch.__version__} {sys.platform} {platform.machine()} {cpu_name()}".encode(),
+        " ".join(sorted(cpu_flags())).encode(),
+    )
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:32]
+
+
+def _describe_results() -> None:
+    """Tell torch.compile the shapes of what the kernels return, which it needs to trace them."""
+    import torch
+
+    def rows_of(name: str, position: int, dim: int) -> None:
+        def fake(x: torch.Tensor, *others: object) -> torch.Tensor:
+            other = others[position]
+            assert isinstance(other, torch.Tensor)
+            return x.new_empty((*x.shape[:-1], other.shape[dim]))
+
+        torch.library.register_fake(f"llmfit::{name}")(fake)
+
+    rows_of("linear_bf16", 0, 0)
+    rows_of("linear_int8", 0, 0)
+    rows_of("linear_4bit_packed", 1, 1)
+    rows_of("linear_int4", 1, 1)
+
+    @torch.library.register_fake("llmfit::attend")
+    def attended(
+        query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, *others: object
+    ) -> torch.Tensor:
+        batch, heads = query.shape[:2]
+        return query.new_empty((batch, 1, heads, values.shape[-1]))

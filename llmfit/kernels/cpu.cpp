@@ -1,0 +1,539 @@
+// One token's matrix-vector products and attention on a CPU, over weights as other libraries pack them.
+//
+// At one row a linear layer reads each weight once and does two operations with it, so a kernel is
+// as fast as memory when it issues few instructions a byte and keeps enough reads in flight. Each
+// product here therefore streams its matrix once, in the order in which it lies in memory, and never
+// holds a copy of it in another type. Sums are float32 (int32 for int8) and rounded to bfloat16 once.
+//
+// Where the compiler's target has AVX-512 with BF16 and VNNI these are used; elsewhere the loops are
+// left to the compiler's own vectoriser. No library but PyTorch's stable C++ interface is needed.
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/Half.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <vector>
+
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && \
+    defined(__AVX512DQ__) && defined(__AVX512BF16__) && defined(__AVX512VNNI__)
+#define LLMFIT_AVX512 1
+#include <immintrin.h>
+#else
+#define LLMFIT_AVX512 0
+#endif
+
+namespace {
+
+using torch::stable::Tensor;
+using torch::headeronly::ScalarType;
+using bf16 = uint16_t;
+
+constexpr int64_t kGrainBytes = 64 * 1024;  // less than this a thread is not worth waking
+
+inline float to_float(bf16 value) {
+  const uint32_t bits = static_cast<uint32_t>(value) << 16;
+  float result;
+  std::memcpy(&result, &bits, sizeof result);
+  return result;
+}
+
+inline bf16 to_bf16(float value) {  // to nearest, ties to even
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<bf16>((bits >> 16) | 0x40u);
+  return static_cast<bf16>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
+
+template <typename T>
+inline const T* data(const Tensor& tensor) {
+  return static_cast<const T*>(tensor.const_data_ptr());
+}
+
+template <typename T>
+inline T* mutable_data(Tensor& tensor) {
+  return static_cast<T*>(tensor.mutable_data_ptr());
+}
+
+// [..., K] -> an uninitialised [..., rows] of the same type.
+Tensor output_like(const Tensor& x, int64_t rows) {
+  const auto sizes = x.sizes();
+  std::vector<int64_t> shape(sizes.begin(), sizes.end());
+  shape.back() = rows;
+  return torch::stable::new_empty(x, shape);
+}
+
+inline const bf16* bias_data(const std::optional<Tensor>& bias) {
+  return bias.has_value() ? data<bf16>(*bias) : nullptr;
+}
+
+// The bias is added to the exact sum, as PyTorch and LLM.int8() do ...
+inline void store(bf16* out, int64_t row, float sum, const bf16* bias) {
+  out[row] = to_bf16(bias == nullptr ? sum : sum + to_float(bias[row]));
+}
+
+// ... or to the rounded one, as the four-bit layers of bitsandbytes and GPTQModel do.
+inline void add_after_rounding(bf16* out, int64_t begin, int64_t count, const bf16* bias) {
+  if (bias == nullptr) return;
+  for (int64_t row = begin; row < begin + count; ++row)
+    out[row] = to_bf16(to_float(out[row]) + to_float(bias[row]));
+}
+
+// Refuses what would be read beyond its end. One row of inputs, contiguous.
+void check_inputs(const Tensor& x, int64_t inputs, const std::optional<Tensor>& bias, int64_t rows) {
+  STD_TORCH_CHECK(x.scalar_type() == ScalarType::BFloat16 && x.is_contiguous() &&
+                      x.numel() == inputs && x.size(x.dim() - 1) == inputs,
+                  "llmfit: x must be one contiguous row of ", inputs, " bfloat16 values");
+  STD_TORCH_CHECK(!bias.has_value() ||
+                      (bias->scalar_type() == ScalarType::BFloat16 &&
+                       bias->is_contiguous() && bias->numel() == rows),
+                  "llmfit: bias must be ", rows, " bfloat16 values");
+}
+
+void check_matrix(const Tensor& matrix, ScalarType type, int64_t count) {
+  STD_TORCH_CHECK(matrix.scalar_type() == type && matrix.is_contiguous() && matrix.numel() == count,
+                  "llmfit: a contiguous matrix of ", count, " values of another type was expected");
+}
+
+// ------------------------------------------------------------------ bfloat16
+
+#if LLMFIT_AVX512
+inline __m512bh load_bh(const bf16* p) { return (__m512bh)_mm512_loadu_si512(p); }
+
+inline __m512bh load_bh(const bf16* p, __mmask32 mask) {
+  return (__m512bh)_mm512_maskz_loadu_epi16(mask, p);
+}
+
+inline float dot(const bf16* a, const bf16* b, int64_t count) {
+  __m512 s0 = _mm512_setzero_ps(), s1 = s0;
+  int64_t k = 0;
+  for (; k + 64 <= count; k += 64) {
+    s0 = _mm512_dpbf16_ps(s0, load_bh(a + k), load_bh(b + k));
+    s1 = _mm512_dpbf16_ps(s1, load_bh(a + k + 32), load_bh(b + k + 32));
+  }
+  for (; k < count; k += 32) {
+    const int64_t left = count - k;
+    const __mmask32 mask = left >= 32 ? ~__mmask32(0) : (__mmask32(1) << left) - 1;
+    s0 = _mm512_dpbf16_ps(s0, load_bh(a + k, mask), load_bh(b + k, mask));
+  }
+  return _mm512_reduce_add_ps(_mm512_add_ps(s0, s1));
+}
+#else
+inline float dot(const bf16* a, const bf16* b, int64_t count) {
+  float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t k = 0; k < count; ++k) sum += to_float(a[k]) * to_float(b[k]);
+  return sum;
+}
+#endif
+
+// x bf16[..., K] with one row, weight bf16[N, K] -> bf16[..., N].
+Tensor linear_bf16(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {
+  const int64_t rows = weight.size(0), inputs = weight.size(1);
+  check_inputs(x, inputs, bias, rows);
+  check_matrix(weight, ScalarType::BFloat16, rows * inputs);
+  Tensor result = output_like(x, rows);
+  const bf16 *in = data<bf16>(x), *matrix = data<bf16>(weight), *added = bias_data(bias);
+  bf16* out = mutable_data<bf16>(result);
+  const int64_t grain = std::max<int64_t>(1, kGrainBytes / (2 * inputs));
+  torch::stable::parallel_for(0, rows, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row)
+      store(out, row, dot(matrix + row * inputs, in, inputs), added);
+  });
+  return result;
+}
+
+// ------------------------------------------------------------------ LLM.int8()
+
+inline float to_half_and_back(float value) {
+  return static_cast<float>(torch::headeronly::Half(value));
+}
+
+#if LLMFIT_AVX512
+// Sum of (shifted[k] - 128) * weights[k], with the sum of the weights known.
+inline int32_t dot_int8(const uint8_t* shifted, const int8_t* weights, int64_t count) {
+  __m512i s0 = _mm512_setzero_si512(), s1 = s0, w0 = s0, w1 = s0;
+  const __m512i ones = _mm512_set1_epi8(1);
+  int64_t k = 0;
+  for (; k + 128 <= count; k += 128) {
+    const __m512i a = _mm512_loadu_si512(weights + k), b = _mm512_loadu_si512(weights + k + 64);
+    s0 = _mm512_dpbusd_epi32(s0, _mm512_loadu_si512(shifted + k), a);
+    s1 = _mm512_dpbusd_epi32(s1, _mm512_loadu_si512(shifted + k + 64), b);
+    w0 = _mm512_dpbusd_epi32(w0, ones, a);
+    w1 = _mm512_dpbusd_epi32(w1, ones, b);
+  }
+  for (; k < count; k += 64) {
+    const int64_t left = count - k;
+    const __mmask64 mask = left >= 64 ? ~__mmask64(0) : (__mmask64(1) << left) - 1;
+    const __m512i a = _mm512_maskz_loadu_epi8(mask, weights + k);
+    s0 = _mm512_dpbusd_epi32(s0, _mm512_maskz_loadu_epi8(mask, shifted + k), a);
+    w0 = _mm512_dpbusd_epi32(w0, ones, a);
+  }
+  return _mm512_reduce_add_epi32(_mm512_add_epi32(s0, s1)) -
+         128 * _mm512_reduce_add_epi32(_mm512_add_epi32(w0, w1));
+}
+#else
+inline int32_t dot_int8(const uint8_t* shifted, const int8_t* weights, int64_t count) {
+  int32_t sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t k = 0; k < count; ++k)
+    sum += static_cast<int32_t>(static_cast<int16_t>(shifted[k] - 128) * weights[k]);
+  return sum;
+}
+#endif
+
+// x bf16[..., K] with one row, weight int8[N, K], absmax float32[N] -> bf16[..., N].
+//
+// Inputs of magnitude `threshold` and more are outliers, multiplied in bfloat16; the others are
+// rounded to int8 by the row's largest magnitude. Source: bitsandbytes 0.50, whose steps in float16,
+// float32 and bfloat16 are followed one by one.
+Tensor linear_int8(const Tensor& x, const Tensor& weight, const Tensor& absmax,
+                   const std::optional<Tensor>& bias, double threshold) {
+  const int64_t rows = weight.size(0), inputs = weight.size(1);
+  check_inputs(x, inputs, bias, rows);
+  check_matrix(weight, ScalarType::Char, rows * inputs);
+  check_matrix(absmax, ScalarType::Float, rows);
+  Tensor result = output_like(x, rows);
+  const bf16 *in = data<bf16>(x), *added = bias_data(bias);
+  const int8_t* matrix = data<int8_t>(weight);
+  const float* scales = data<float>(absmax);
+  bf16* out = mutable_data<bf16>(result);
+
+  std::vector<uint8_t> shifted(inputs);
+  std::vector<int64_t> outliers;
+  float largest = 0.0f;
+  for (int64_t k = 0; k < inputs; ++k) {
+    const float size = std::fabs(to_half_and_back(to_float(in[k])));
+    if (threshold > 0.0 && size >= threshold) outliers.push_back(k);
+    else largest = std::max(largest, size);
+  }
+  const float factor = largest > 0.0f ? 127.0f / largest : 0.0f;
+  for (int64_t k = 0; k < inputs; ++k)
+    shifted[k] = static_cast<uint8_t>(
+        128 + static_cast<int32_t>(std::nearbyint(to_half_and_back(to_float(in[k])) * factor)));
+  for (const int64_t k : outliers) shifted[k] = 128;
+
+  const int64_t grain = std::max<int64_t>(1, kGrainBytes / inputs);
+  torch::stable::parallel_for(0, rows, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      const int8_t* line = matrix + row * inputs;
+      const float scaled = static_cast<float>(dot_int8(shifted.data(), line, inputs)) *
+                           (largest * scales[row]) * 6.200124e-05f;  // 1 / 127^2
+      store(out, row, scaled, added);
+      if (outliers.empty()) continue;
+      float sum = to_float(out[row]);
+      for (const int64_t k : outliers)
+        sum += to_float(in[k]) * to_float(to_bf16(line[k] * scales[row] * 7.874015718698502e-3f));
+      out[row] = to_bf16(sum);
+    }
+  });
+  return result;
+}
+
+// ------------------------------------------------------------------ four bits, bitsandbytes' packing
+
+constexpr int64_t kPackedRows = 32;  // rows that bitsandbytes packs together for its CPU kernel
+
+#if LLMFIT_AVX512
+inline __m512 load_bf16_as_float(const bf16* p) {
+  return _mm512_castsi512_ps(
+      _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16));
+}
+
+inline __m512bh pair(const bf16* x) {  // two neighbouring inputs, for all rows
+  int32_t both;
+  std::memcpy(&both, x, sizeof both);
+  return (__m512bh)_mm512_set1_epi32(both);
+}
+
+inline __m512bh look_up(__m512i table, __m512i codes) {
+  return (__m512bh)_mm512_permutexvar_epi16(codes, table);
+}
+
+inline void store_rows(bf16* out, __m512 sums) {
+  _mm256_storeu_si256((__m256i*)out, (__m256i)_mm512_cvtneps_pbh(sums));
+}
+
+inline __m512i load_table(const bf16* table) {  // 16 values, twice
+  return _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i*)table));
+}
+
+// 32 rows: byte b of the pair of inputs p holds, in its low half, input 2p + b % 2 of row b / 2, and in
+// its high half that of row 16 + b / 2.
+inline void packed_rows(const uint8_t* codes, const bf16* in, const bf16* absmax, int64_t stride,
+                        __m512i table, int64_t inputs, int64_t block, __m512 sums[2]) {
+  const __m512i low_half = _mm512_set1_epi16(15);
+  for (int64_t start = 0; start < inputs; start += block, absmax += stride) {
+    __m512 a0 = _mm512_setzero_ps(), a1 = a0, b0 = a0, b1 = a0;
+    for (int64_t k = start; k < start + block; k += 4, codes += 64) {
+      const __m512i c0 = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i*)codes));
+      const __m512i c1 = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i*)(codes + 32)));
+      const __m512bh x0 = pair(in + k), x1 = pair(in + k + 2);
+      a0 = _mm512_dpbf16_ps(a0, look_up(table, _mm512_and_si512(c0, low_half)), x0);
+      b0 = _mm512_dpbf16_ps(b0, look_up(table, _mm512_srli_epi16(c0, 4)), x0);
+      a1 = _mm512_dpbf16_ps(a1, look_up(table, _mm512_and_si512(c1, low_half)), x1);
+      b1 = _mm512_dpbf16_ps(b1, look_up(table, _mm512_srli_epi16(c1, 4)), x1);
+    }
+    sums[0] = _mm512_fmadd_ps(_mm512_add_ps(a0, a1), load_bf16_as_float(absmax), sums[0]);
+    sums[1] = _mm512_fmadd_ps(_mm512_add_ps(b0, b1), load_bf16_as_float(absmax + 16), sums[1]);
+  }
+}
+#endif
+
+// x bf16[..., K] with one row, codes uint8[N, K/2] packed by 32 rows, absmax bf16[K/block, N],
+// table bf16[16] of the codes' values -> bf16[..., N].
+Tensor linear_4bit_packed(const Tensor& x, const Tensor& codes, const Tensor& absmax,
+                          const Tensor& table, const std::optional<Tensor>& bias, int64_t block) {
+  const int64_t rows = absmax.size(1), inputs = x.size(x.dim() - 1);
+  STD_TORCH_CHECK(block > 0 && block % 4 == 0 && inputs % block == 0 && rows % kPackedRows == 0,
+                  "llmfit: ", rows, " x ", inputs, " weights in blocks of ", block, " are not packed so");
+  check_inputs(x, inputs, bias, rows);
+  check_matrix(codes, ScalarType::Byte, rows * inputs / 2);
+  check_matrix(absmax, ScalarType::BFloat16, rows * inputs / block);
+  check_matrix(table, ScalarType::BFloat16, 16);
+  Tensor result = output_like(x, rows);
+  const bf16 *in = data<bf16>(x), *scales = data<bf16>(absmax), *added = bias_data(bias);
+  const bf16* values = data<bf16>(table);
+  const uint8_t* packed = data<uint8_t>(codes);
+  bf16* out = mutable_data<bf16>(result);
+  const int64_t grain = std::max<int64_t>(1, kGrainBytes / (kPackedRows * inputs / 2));
+  torch::stable::parallel_for(0, rows / kPackedRows, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t group = begin; group < end; ++group) {
+      const int64_t row = group * kPackedRows;
+      const uint8_t* line = packed + row * (inputs / 2);
+#if LLMFIT_AVX512
+      __m512 sums[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
+      packed_rows(line, in, scales + row, rows, load_table(values), inputs, block, sums);
+      store_rows(out + row, sums[0]);
+      store_rows(out + row + 16, sums[1]);
+#else
+      float sums[kPackedRows] = {};
+      for (int64_t start = 0; start < inputs; start += block) {
+        float part[kPackedRows] = {};
+        for (int64_t k = start; k < start + block; ++k)
+          for (int64_t r = 0; r < kPackedRows; ++r) {
+            const uint8_t both = line[(k / 2) * kPackedRows + (r % 16) * 2 + k % 2];
+            part[r] += to_float(values[r < 16 ? both & 15 : both >> 4]) * to_float(in[k]);
+          }
+        for (int64_t r = 0; r < kPackedRows; ++r)
+          sums[r] += part[r] * to_float(scales[(start / block) * rows + row + r]);
+      }
+      for (int64_t r = 0; r < kPackedRows; ++r) out[row + r] = to_bf16(sums[r]);
+#endif
+      add_after_rounding(out, row, kPackedRows, added);
+    }
+  });
+  return result;
+}
+
+// ------------------------------------------------------------------ four bits, PyTorch's int4pack
+
+constexpr int64_t kInt4Rows = 64;  // rows that PyTorch packs together where it has AVX-512
+
+#if LLMFIT_AVX512
+// Scales and zeros of the rows n ... n + 7 and n + 16 ... n + 23, as the codes below are interleaved.
+inline void scale_rows(const bf16* scales_and_zeros, int64_t n, __m512 part, __m512 input_sum,
+                       __m512& sum) {
+  const __m256i low = _mm256_loadu_si256((const __m256i*)(scales_and_zeros + 2 * n));
+  const __m256i high = _mm256_loadu_si256((const __m256i*)(scales_and_zeros + 2 * (n + 16)));
+  const __m512i both = _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
+  const __m512 scale = _mm512_castsi512_ps(_mm512_slli_epi32(both, 16));
+  const __m512 zero =
+      _mm512_castsi512_ps(_mm512_and_si512(both, _mm512_set1_epi32(int32_t(0xffff0000))));
+  sum = _mm512_fmadd_ps(part, scale, _mm512_fmadd_ps(input_sum, zero, sum));
+}
+
+inline void store_half_rows(bf16* out, __m512 sums) {
+  bf16 values[16];
+  store_rows(values, sums);
+  std::memcpy(out, values, 16);
+  std::memcpy(out + 16, values + 8, 16);
+}
+#endif
+
+// x bf16[..., K] with one row, codes uint8[N, K/2] of _convert_weight_to_int4pack_for_cpu,
+// scales_and_zeros bf16[K/group, N, 2] -> bf16[..., N]; a weight is scale * (code - 8) + zero.
+//
+// Only for N in multiples of 64, packed by a PyTorch that runs with AVX-512: byte b of input k holds
+// rows b and b + 32 for b < 16, and rows b and b + 32 shifted by 16 beyond.
+Tensor linear_int4(const Tensor& x, const Tensor& codes, const Tensor& scales_and_zeros,
+                   const std::optional<Tensor>& bias, int64_t group) {
+  const int64_t rows = scales_and_zeros.size(1), inputs = x.size(x.dim() - 1);
+  STD_TORCH_CHECK(group > 0 && group % 2 == 0 && inputs % group == 0 && rows % kInt4Rows == 0,
+                  "llmfit: ", rows, " x ", inputs, " weights in groups of ", group, " are not packed so");
+  check_inputs(x, inputs, bias, rows);
+  check_matrix(codes, ScalarType::Byte, rows * inputs / 2);
+  check_matrix(scales_and_zeros, ScalarType::BFloat16, 2 * rows * inputs / group);
+  Tensor result = output_like(x, rows);
+  const bf16 *in = data<bf16>(x), *scales = data<bf16>(scales_and_zeros), *added = bias_data(bias);
+  const uint8_t* packed = data<uint8_t>(codes);
+  bf16* out = mutable_data<bf16>(result);
+
+  const int64_t groups = inputs / group;
+  std::vector<float> input_sums(groups, 0.0f);
+  for (int64_t g = 0; g < groups; ++g)
+    for (int64_t k = g * group; k < (g + 1) * group; ++k) input_sums[g] += to_float(in[k]);
+
+#if LLMFIT_AVX512
+  alignas(64) static const bf16 kCodes[16] = {  // -8 ... 7
+      0xc100, 0xc0e0, 0xc0c0, 0xc0a0, 0xc080, 0xc040, 0xc000, 0xbf80,
+      0x0000, 0x3f80, 0x4000, 0x4040, 0x4080, 0x40a0, 0x40c0, 0x40e0};
+  const __m512i table = load_table(kCodes), low_half = _mm512_set1_epi16(15);
+#endif
+  const int64_t grain = std::max<int64_t>(1, kGrainBytes / (kInt4Rows * inputs / 2));
+  torch::stable::parallel_for(0, rows / kInt4Rows, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t tile = begin; tile < end; ++tile) {
+      const int64_t row = tile * kInt4Rows;
+      const uint8_t* line = packed + row * (inputs / 2);
+#if LLMFIT_AVX512
+      __m512 s0 = _mm512_setzero_ps(), s1 = s0, s2 = s0, s3 = s0;
+      for (int64_t g = 0; g < groups; ++g) {
+        __m512 p0 = _mm512_setzero_ps(), p1 = p0, p2 = p0, p3 = p0;
+        for (int64_t k = g * group; k < (g + 1) * group; k += 2, line += 64) {
+          const __m256i a = _mm256_loadu_si256((const __m256i*)line);
+          const __m256i b = _mm256_loadu_si256((const __m256i*)(line + 32));
+          const __m512i c0 = _mm512_cvtepu8_epi16(_mm256_unpacklo_epi8(a, b));
+          const __m512i c1 = _mm512_cvtepu8_epi16(_mm256_unpackhi_epi8(a, b));
+          const __m512bh both = pair(in + k);
+          p0 = _mm512_dpbf16_ps(p0, look_up(table, _mm512_and_si512(c0, low_half)), both);
+          p1 = _mm512_dpbf16_ps(p1, look_up(table, _mm512_and_si512(c1, low_half)), both);
+          p2 = _mm512_dpbf16_ps(p2, look_up(table, _mm512_srli_epi16(c0, 4)), both);
+          p3 = _mm512_dpbf16_ps(p3, look_up(table, _mm512_srli_epi16(c1, 4)), both);
+        }
+        const bf16* scale = scales + 2 * (g * rows + row);
+        const __m512 input_sum = _mm512_set1_ps(input_sums[g]);
+        scale_rows(scale, 0, p0, input_sum, s0);
+        scale_rows(scale, 8, p1, input_sum, s1);
+        scale_rows(scale, 32, p2, input_sum, s2);
+        scale_rows(scale, 40, p3, input_sum, s3);
+      }
+      store_half_rows(out + row, s0);
+      store_half_rows(out + row + 8, s1);
+      store_half_rows(out + row + 32, s2);
+      store_half_rows(out + row + 40, s3);
+#else
+      float sums[kInt4Rows] = {};
+      for (int64_t g = 0; g < groups; ++g) {
+        float part[kInt4Rows] = {};
+        for (int64_t k = g * group; k < (g + 1) * group; ++k)
+          for (int64_t r = 0; r < kInt4Rows; ++r) {
+            const uint8_t both = line[k * 32 + r % 32];
+            part[r] += float(int32_t(r < 32 ? both & 15 : both >> 4) - 8) * to_float(in[k]);
+          }
+        for (int64_t r = 0; r < kInt4Rows; ++r) {
+          const bf16* scale = scales + 2 * (g * rows + row + r);
+          sums[r] += to_float(scale[0]) * part[r] + to_float(scale[1]) * input_sums[g];
+        }
+      }
+      for (int64_t r = 0; r < kInt4Rows; ++r) out[row + r] = to_bf16(sums[r]);
+#endif
+      add_after_rounding(out, row, kInt4Rows, added);
+    }
+  });
+  return result;
+}
+
+// ------------------------------------------------------------------ attention
+
+#if LLMFIT_AVX512
+inline void add_scaled(float* sum, const bf16* values, float factor, int64_t count) {
+  const __m512 by = _mm512_set1_ps(factor);
+  int64_t d = 0;
+  for (; d + 16 <= count; d += 16)
+    _mm512_storeu_ps(sum + d, _mm512_fmadd_ps(load_bf16_as_float(values + d), by,
+                                              _mm512_loadu_ps(sum + d)));
+  for (; d < count; ++d) sum[d] += factor * to_float(values[d]);
+}
+#else
+inline void add_scaled(float* sum, const bf16* values, float factor, int64_t count) {
+#pragma omp simd
+  for (int64_t d = 0; d < count; ++d) sum[d] += factor * to_float(values[d]);
+}
+#endif
+
+// Attention of one new token a sequence over the filled part of a preallocated cache.
+//
+// query bf16[B, H, 1, D], keys and values bf16[B, H_kv, capacity, D or D_v], held int64[] tokens that
+// are in them, of which the last `window` are seen (0: all) -> bf16[B, 1, H, D_v].
+Tensor attend(const Tensor& query, const Tensor& keys, const Tensor& values, const Tensor& held,
+              double scale, int64_t window) {
+  const int64_t batch = query.size(0), heads = query.size(1), width = query.size(3);
+  const int64_t shared = keys.size(1), out_width = values.size(3), each = heads / shared;
+  STD_TORCH_CHECK(query.scalar_type() == ScalarType::BFloat16 && query.size(2) == 1 &&
+                      keys.scalar_type() == ScalarType::BFloat16 && keys.size(0) == batch &&
+                      keys.size(3) == width && heads % shared == 0 &&
+                      values.scalar_type() == ScalarType::BFloat16 && values.size(0) == batch &&
+                      values.size(1) == shared && values.size(2) == keys.size(2) &&
+                      query.stride(3) == 1 && keys.stride(3) == 1 && values.stride(3) == 1,
+                  "llmfit: query, keys and values do not belong together");
+  const int64_t end_slot = *data<int64_t>(held);
+  STD_TORCH_CHECK(end_slot > 0 && end_slot <= keys.size(2), "llmfit: ", end_slot,
+                  " tokens are not within the cache of ", keys.size(2));
+  const int64_t first = window > 0 ? std::max<int64_t>(0, end_slot - window) : 0;
+  const int64_t seen = end_slot - first;
+  const int64_t shape[4] = {batch, 1, heads, out_width};
+  Tensor result = torch::stable::new_empty(query, torch::headeronly::IntHeaderOnlyArrayRef(shape, 4));
+  const bf16 *q = data<bf16>(query), *ks = data<bf16>(keys), *vs = data<bf16>(values);
+  bf16* out = mutable_data<bf16>(result);
+  const int64_t q_batch = query.stride(0), q_head = query.stride(1);
+  const int64_t grain =
+      std::max<int64_t>(1, kGrainBytes / std::max<int64_t>(1, 2 * seen * (width + out_width)));
+  torch::stable::parallel_for(0, batch * shared, grain, [&](int64_t begin, int64_t end) {
+    std::vector<float> weights(each * seen), sums(out_width);
+    for (int64_t index = begin; index < end; ++index) {
+      const int64_t sequence = index / shared, head = index % shared;
+      const bf16* key = ks + sequence * keys.stride(0) + head * keys.stride(1) + first * keys.stride(2);
+      const bf16* value =
+          vs + sequence * values.stride(0) + head * values.stride(1) + first * values.stride(2);
+      for (int64_t t = 0; t < seen; ++t)
+        for (int64_t i = 0; i < each; ++i)
+          weights[i * seen + t] =
+              dot(q + sequence * q_batch + (head * each + i) * q_head, key + t * keys.stride(2), width);
+      for (int64_t i = 0; i < each; ++i) {
+        float* own = weights.data() + i * seen;
+        const float most = *std::max_element(own, own + seen);
+        float total = 0.0f;
+        for (int64_t t = 0; t < seen; ++t) {
+          own[t] = std::exp(static_cast<float>(scale) * (own[t] - most));
+          total += own[t];
+        }
+        std::fill(sums.begin(), sums.end(), 0.0f);
+        for (int64_t t = 0; t < seen; ++t)
+          add_scaled(sums.data(), value + t * values.stride(2), own[t], out_width);
+        bf16* target = out + (sequence * heads + head * each + i) * out_width;
+        for (int64_t d = 0; d < out_width; ++d) target[d] = to_bf16(sums[d] / total);
+      }
+    }
+  });
+  return result;
+}
+
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY(llmfit, m) {
+  m.def("linear_bf16(Tensor x, Tensor weight, Tensor? bias) -> Tensor");
+  m.def("linear_int8(Tensor x, Tensor weight, Tensor absmax, Tensor? bias, float threshold) -> Tensor");
+  m.def(
+      "linear_4bit_packed(Tensor x, Tensor codes, Tensor absmax, Tensor table, Tensor? bias, "
+      "int block) -> Tensor");
+  m.def(
+      "linear_int4(Tensor x, Tensor codes, Tensor scales_and_zeros, Tensor? bias, int group) "
+      "-> Tensor");
+  m.def(
+      "attend(Tensor query, Tensor keys, Tensor values, Tensor held, float scale, int window) "
+      "-> Tensor");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(llmfit, CPU, m) {
+  m.impl("linear_bf16", TORCH_BOX(&linear_bf16));
+  m.impl("linear_int8", TORCH_BOX(&linear_int8));
+  m.impl("linear_4bit_packed", TORCH_BOX(&linear_4bit_packed));
+  m.impl("linear_int4", TORCH_BOX(&linear_int4));
+  m.impl("attend", TORCH_BOX(&attend));
+}
