@@ -18,6 +18,7 @@ from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from llmfit.decode.cache import StaticKVCache
+from llmfit.decode.step_linears import StepLinears
 from llmfit.kernels.build import why_no_kernels
 
 Step = Callable[[], torch.Tensor]
@@ -95,8 +96,10 @@ class FixedStep:
 class CompiledStep:
     """A step through ``torch.compile``: traced at its first call, later called without guards."""
 
-    def __init__(self, step: FixedStep) -> None:
+    def __init__(self, step: FixedStep, linears: StepLinears) -> None:
+        """``linears`` run the layers while ``step`` is traced, and so in its graph."""
         self._step: FixedStep | None = step
+        self._linears = linears
         self._compiled: Callable[..., Any] | None = None
         self._inputs: tuple[torch.Tensor, ...] = ()
 
@@ -116,9 +119,13 @@ class CompiledStep:
             return compiled  # type: ignore[no-any-return]
 
         assert self._step is not None
-        with self._step.own_attention():
-            traced = torch.compile(self._step, backend=backend, fullgraph=True, dynamic=False)
-            logits: torch.Tensor = traced()
+        self._linears.install()
+        try:
+            with self._step.own_attention():
+                traced = torch.compile(self._step, backend=backend, fullgraph=True, dynamic=False)
+                logits: torch.Tensor = traced()
+        finally:
+            self._linears.remove()
         self._step = None
         return logits
 

@@ -130,9 +130,10 @@ class TorchDecoder(Decoder):
             ).logits
         self._filled = longest
         self._choose(logits[:, -1])
-        self._linears.install()
-        if isinstance(cache, StaticKVCache) and self.compiled:
-            cache.fix()
+        if self.compiled and isinstance(cache, StaticKVCache):
+            cache.fix()  # a compiled step keeps the kernels that it was traced with
+        else:
+            self._linears.install()
 
     @torch.inference_mode()
     def step(self) -> None:
@@ -169,7 +170,7 @@ class TorchDecoder(Decoder):
                 slots=self._slots if self._ragged else None,
                 padding=self._padding if self._ragged else None,
             )
-            self._graphs[self._ragged] = CompiledStep(step)
+            self._graphs[self._ragged] = CompiledStep(step, self._linears)
         return self._graphs[self._ragged]
 
     def tokens(self) -> list[int]:
