@@ -100,7 +100,7 @@ def run_row(model: str, backend: str, args: argparse.Namespace) -> Row:
     loaded, new_tokens = deployer.model, workload.new_tokens
     prompt = random_prompts(workload, loaded.vocab_size, args.seed)[0]
     with ExitStack() as stack:
-        turns: dict[str, Turn] = {BANDWIDTH: _bandwidth}
+        turns: dict[str, Turn] = {}
         if backend == "gguf":
             handle = loaded.model._handle  # type: ignore[attr-defined]
             turns[LLAMA_CPP] = llama_turn(handle, prompt, new_tokens, args.threads)
@@ -110,6 +110,7 @@ def run_row(model: str, backend: str, args: argparse.Namespace) -> Row:
         if backend == "compiled":
             handle = stack.enter_context(_bf16_gguf(torch_model, args.threads))
             turns[LLAMA_CPP_BF16] = llama_turn(handle, prompt, new_tokens, args.threads)
+        turns[BANDWIDTH] = _bandwidth
         turns[OURS] = our_turn(loaded, prompt, new_tokens, "cpu", keep=backend == "compiled")
         raced = race(turns, args.rounds, f"{model} {backend}")
     kernel = deployer.info.kernel

@@ -114,7 +114,8 @@ class CompiledStep:
         from torch._inductor.compile_fx import compile_fx
 
         def backend(graph: torch.fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
-            compiled: Any = compile_fx(graph, inputs)
+            with torch._inductor.config.patch(realize_reads_threshold=1):
+                compiled: Any = compile_fx(graph, inputs)
             self._compiled, self._inputs = compiled, tuple(inputs)
             return compiled  # type: ignore[no-any-return]
 

@@ -31,6 +31,9 @@ TOLERANCE = 2**-7
 _LAYERS = 6
 """Layers of one shape in the trial; of usual shapes more than caches hold."""
 _PASSES = 5
+_TIE = 0.95
+"""What a kernel of another maker may take to be called as fast: timings differ by as much, and one
+kind of kernel for all layers costs a graph fewer conversions between them."""
 _HOPELESS = 4.0
 """A candidate so many times slower at its first call than another is not tried further."""
 _PACKED_ROWS = 32
@@ -234,7 +237,10 @@ class _Trial:
         return self.kind == "Linear"
 
     def fastest(self, among: Iterable[str]) -> str:
-        return min(among, key=self.seconds.__getitem__)
+        """The one that took least; another kernel than the library's wins a tie."""
+        return min(
+            among, key=lambda name: self.seconds[name] * (_TIE if name in self.kernels else 1.0)
+        )
 
 
 def _shape(layer: Any) -> tuple[object, ...]:

@@ -441,18 +441,142 @@ Tensor linear_int4(const Tensor& x, const Tensor& codes, const Tensor& scales_an
 // ------------------------------------------------------------------ attention
 
 #if LLMFIT_AVX512
-inline void add_scaled(float* sum, const bf16* values, float factor, int64_t count) {
-  const __m512 by = _mm512_set1_ps(factor);
+// The sums of 16 vectors: lane j of the result is that of v[j].
+inline __m512 sums_of_16(const __m512 v[16]) {
+  __m512 a[8], b[4];
+  for (int p = 0; p < 8; ++p)
+    a[p] = _mm512_add_ps(_mm512_unpacklo_ps(v[2 * p], v[2 * p + 1]),
+                         _mm512_unpackhi_ps(v[2 * p], v[2 * p + 1]));
+  for (int p = 0; p < 4; ++p) {
+    const __m512d low = _mm512_castps_pd(a[2 * p]), high = _mm512_castps_pd(a[2 * p + 1]);
+    b[p] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(low, high)),
+                         _mm512_castpd_ps(_mm512_unpackhi_pd(low, high)));
+  }
+  const __m512 c0 = _mm512_add_ps(_mm512_shuffle_f32x4(b[0], b[1], 0x88),
+                                  _mm512_shuffle_f32x4(b[0], b[1], 0xdd));
+  const __m512 c1 = _mm512_add_ps(_mm512_shuffle_f32x4(b[2], b[3], 0x88),
+                                  _mm512_shuffle_f32x4(b[2], b[3], 0xdd));
+  return _mm512_add_ps(_mm512_shuffle_f32x4(c0, c1, 0x88), _mm512_shuffle_f32x4(c0, c1, 0xdd));
+}
+
+// exp of what is not above 0, within 2 units in the last place. Source: Cephes, expf.
+inline __m512 exp_below_0(__m512 x) {
+  x = _mm512_max_ps(x, _mm512_set1_ps(-88.0f));
+  const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 0);
+  x = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
+  x = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), x);
+  __m512 p = _mm512_set1_ps(1.9875691500e-4f);
+  for (const float c : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f,
+                        5.0000001201e-1f})
+    p = _mm512_fmadd_ps(p, x, _mm512_set1_ps(c));
+  p = _mm512_fmadd_ps(_mm512_mul_ps(x, x), p, _mm512_add_ps(x, _mm512_set1_ps(1.0f)));
+  return _mm512_scalef_ps(p, n);
+}
+
+inline __mmask16 first_lanes(int64_t left) {
+  return left >= 16 ? __mmask16(0xffff) : __mmask16((1u << left) - 1);
+}
+
+void scores(const bf16* query, const bf16* keys, int64_t stride, int64_t width, int64_t seen,
+            float* result) {
+  int64_t t = 0;
+  for (; t + 16 <= seen; t += 16) {
+    __m512 parts[16];
+    for (int64_t j = 0; j < 16; ++j) {
+      const bf16* key = keys + (t + j) * stride;
+      __m512 part = _mm512_setzero_ps();
+      int64_t d = 0;
+      for (; d + 32 <= width; d += 32)
+        part = _mm512_dpbf16_ps(part, load_bh(query + d), load_bh(key + d));
+      if (d < width) {
+        const __mmask32 mask = (__mmask32(1) << (width - d)) - 1;
+        part = _mm512_dpbf16_ps(part, load_bh(query + d, mask), load_bh(key + d, mask));
+      }
+      parts[j] = part;
+    }
+    _mm512_storeu_ps(result + t, sums_of_16(parts));
+  }
+  for (; t < seen; ++t) result[t] = dot(query, keys + t * stride, width);
+}
+
+// Replaces scores by exp(scale * (score - largest)); returns their sum.
+float exponentials(float* scores, int64_t seen, float scale) {
+  __m512 most = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
+  for (int64_t t = 0; t < seen; t += 16) {
+    const __mmask16 mask = first_lanes(seen - t);
+    most = _mm512_mask_max_ps(most, mask, most, _mm512_maskz_loadu_ps(mask, scores + t));
+  }
+  const __m512 largest = _mm512_set1_ps(_mm512_reduce_max_ps(most)), by = _mm512_set1_ps(scale);
+  __m512 total = _mm512_setzero_ps();
+  for (int64_t t = 0; t < seen; t += 16) {
+    const __mmask16 mask = first_lanes(seen - t);
+    const __m512 below = _mm512_sub_ps(_mm512_maskz_loadu_ps(mask, scores + t), largest);
+    const __m512 value = exp_below_0(_mm512_mul_ps(below, by));
+    _mm512_mask_storeu_ps(scores + t, mask, value);
+    total = _mm512_mask_add_ps(total, mask, total, value);
+  }
+  return _mm512_reduce_add_ps(total);
+}
+
+// The values weighted and divided by `total`, 64 at a time in registers.
+void weighted_sum(const float* weights, const bf16* values, int64_t stride, int64_t width,
+                  int64_t seen, float total, bf16* result) {
+  const __m512 by = _mm512_set1_ps(total);
   int64_t d = 0;
-  for (; d + 16 <= count; d += 16)
-    _mm512_storeu_ps(sum + d, _mm512_fmadd_ps(load_bf16_as_float(values + d), by,
-                                              _mm512_loadu_ps(sum + d)));
-  for (; d < count; ++d) sum[d] += factor * to_float(values[d]);
+  for (; d + 64 <= width; d += 64) {
+    __m512 s0 = _mm512_setzero_ps(), s1 = s0, s2 = s0, s3 = s0;
+    for (int64_t t = 0; t < seen; ++t) {
+      const __m512 weight = _mm512_set1_ps(weights[t]);
+      const bf16* value = values + t * stride + d;
+      s0 = _mm512_fmadd_ps(weight, load_bf16_as_float(value), s0);
+      s1 = _mm512_fmadd_ps(weight, load_bf16_as_float(value + 16), s1);
+      s2 = _mm512_fmadd_ps(weight, load_bf16_as_float(value + 32), s2);
+      s3 = _mm512_fmadd_ps(weight, load_bf16_as_float(value + 48), s3);
+    }
+    store_rows(result + d, _mm512_div_ps(s0, by));
+    store_rows(result + d + 16, _mm512_div_ps(s1, by));
+    store_rows(result + d + 32, _mm512_div_ps(s2, by));
+    store_rows(result + d + 48, _mm512_div_ps(s3, by));
+  }
+  for (; d + 16 <= width; d += 16) {
+    __m512 s = _mm512_setzero_ps();
+    for (int64_t t = 0; t < seen; ++t)
+      s = _mm512_fmadd_ps(_mm512_set1_ps(weights[t]), load_bf16_as_float(values + t * stride + d), s);
+    store_rows(result + d, _mm512_div_ps(s, by));
+  }
+  for (; d < width; ++d) {
+    float sum = 0.0f;
+    for (int64_t t = 0; t < seen; ++t) sum += weights[t] * to_float(values[t * stride + d]);
+    result[d] = to_bf16(sum / total);
+  }
 }
 #else
-inline void add_scaled(float* sum, const bf16* values, float factor, int64_t count) {
+void scores(const bf16* query, const bf16* keys, int64_t stride, int64_t width, int64_t seen,
+            float* result) {
+  for (int64_t t = 0; t < seen; ++t) result[t] = dot(query, keys + t * stride, width);
+}
+
+// Replaces scores by exp(scale * (score - largest)); returns their sum.
+float exponentials(float* scores, int64_t seen, float scale) {
+  const float most = *std::max_element(scores, scores + seen);
+  float total = 0.0f;
+  for (int64_t t = 0; t < seen; ++t) {
+    scores[t] = std::exp(scale * (scores[t] - most));
+    total += scores[t];
+  }
+  return total;
+}
+
+// The values weighted and divided by `total`.
+void weighted_sum(const float* weights, const bf16* values, int64_t stride, int64_t width,
+                  int64_t seen, float total, bf16* result) {
+  std::vector<float> sums(width, 0.0f);
+  for (int64_t t = 0; t < seen; ++t) {
+    const bf16* value = values + t * stride;
 #pragma omp simd
-  for (int64_t d = 0; d < count; ++d) sum[d] += factor * to_float(values[d]);
+    for (int64_t d = 0; d < width; ++d) sums[d] += weights[t] * to_float(value[d]);
+  }
+  for (int64_t d = 0; d < width; ++d) result[d] = to_bf16(sums[d] / total);
 }
 #endif
 
@@ -480,39 +604,26 @@ Tensor attend(const Tensor& query, const Tensor& keys, const Tensor& values, con
   Tensor result = torch::stable::new_empty(query, torch::headeronly::IntHeaderOnlyArrayRef(shape, 4));
   const bf16 *q = data<bf16>(query), *ks = data<bf16>(keys), *vs = data<bf16>(values);
   bf16* out = mutable_data<bf16>(result);
-  const int64_t q_batch = query.stride(0), q_head = query.stride(1);
   const int64_t grain =
       std::max<int64_t>(1, kGrainBytes / std::max<int64_t>(1, 2 * seen * (width + out_width)));
   torch::stable::parallel_for(0, batch * shared, grain, [&](int64_t begin, int64_t end) {
-    std::vector<float> weights(each * seen), sums(out_width);
+    std::vector<float> weights(seen);
     for (int64_t index = begin; index < end; ++index) {
       const int64_t sequence = index / shared, head = index % shared;
       const bf16* key = ks + sequence * keys.stride(0) + head * keys.stride(1) + first * keys.stride(2);
       const bf16* value =
           vs + sequence * values.stride(0) + head * values.stride(1) + first * values.stride(2);
-      for (int64_t t = 0; t < seen; ++t)
-        for (int64_t i = 0; i < each; ++i)
-          weights[i * seen + t] =
-              dot(q + sequence * q_batch + (head * each + i) * q_head, key + t * keys.stride(2), width);
-      for (int64_t i = 0; i < each; ++i) {
-        float* own = weights.data() + i * seen;
-        const float most = *std::max_element(own, own + seen);
-        float total = 0.0f;
-        for (int64_t t = 0; t < seen; ++t) {
-          own[t] = std::exp(static_cast<float>(scale) * (own[t] - most));
-          total += own[t];
-        }
-        std::fill(sums.begin(), sums.end(), 0.0f);
-        for (int64_t t = 0; t < seen; ++t)
-          add_scaled(sums.data(), value + t * values.stride(2), own[t], out_width);
-        bf16* target = out + (sequence * heads + head * each + i) * out_width;
-        for (int64_t d = 0; d < out_width; ++d) target[d] = to_bf16(sums[d] / total);
+      for (int64_t own = head * each; own < (head + 1) * each; ++own) {
+        const bf16* one = q + sequence * query.stride(0) + own * query.stride(1);
+        scores(one, key, keys.stride(2), width, seen, weights.data());
+        const float total = exponentials(weights.data(), seen, static_cast<float>(scale));
+        weighted_sum(weights.data(), value, values.stride(2), out_width, seen, total,
+                     out + (sequence * heads + own) * out_width);
       }
     }
   });
   return result;
 }
-
 
 }  // namespace
 
