@@ -45,7 +45,8 @@ from llmfit.records import (
     Verdict,
     to_json,
 )
-from llmfit.runner.isolate import run_isolated
+from llmfit.runner.forkserver import ForkServer
+from llmfit.runner.isolate import fork_server, run_isolated
 from llmfit.runner.worker import blank_record
 from llmfit.units import format_bytes
 
@@ -101,18 +102,20 @@ def run_plans(
     and ComparisonInterrupted.
     """
     folder = _make_run_folder(plans[0].model, runs_dir)
-    job = _Job(
-        plans=tuple(plans),
-        machine=machine,
-        folder=folder,
-        record=folder.name if runs_dir is None else str(folder.absolute()),
-        time_limit_s=time_limit_s,
-        observer=observer or Observer(),
-        command=command,
-        judge=judge or partial(recommend, constraints=budgets(plans[0])),
-        last_resort=last_resort,
-    )
-    return job.run()
+    with fork_server(offline=plans[0].offline) as server:
+        job = _Job(
+            plans=tuple(plans),
+            machine=machine,
+            folder=folder,
+            record=folder.name if runs_dir is None else str(folder.absolute()),
+            time_limit_s=time_limit_s,
+            observer=observer or Observer(),
+            command=command,
+            judge=judge or partial(recommend, constraints=budgets(plans[0])),
+            last_resort=last_resort,
+            server=server,
+        )
+        return job.run()
 
 
 def budgets(plan: Plan) -> Constraints:
@@ -134,6 +137,8 @@ class _Job:
     last_resort: bool
     record: str
     """What ``llmfit reproduce`` finds this run by."""
+    server: ForkServer | None
+    """Forks the rows' processes; None where the system cannot."""
 
     def run(self) -> Comparison:
         """Run every row in turn; an interrupt keeps the finished ones."""
@@ -189,7 +194,11 @@ class _Job:
             plan = replace(plan, offload_dir=str(scratch))
         try:
             record = run_isolated(
-                plan, time_limit_s=self.time_limit_s, progress=progress, log_path=log_path
+                plan,
+                time_limit_s=self.time_limit_s,
+                progress=progress,
+                log_path=log_path,
+                server=self.server,
             )
         finally:
             shutil.rmtree(scratch, ignore_errors=True)

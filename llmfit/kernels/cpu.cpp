@@ -21,7 +21,8 @@
 #include <vector>
 
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && \
-    defined(__AVX512DQ__) && defined(__AVX512BF16__) && defined(__AVX512VNNI__)
+    defined(__AVX512DQ__) && defined(__AVX512BF16__) && defined(__AVX512VNNI__) && \
+    !defined(LLMFIT_PORTABLE)
 #define LLMFIT_AVX512 1
 #include <immintrin.h>
 #else

@@ -1,6 +1,6 @@
-"""The parent's side: one fresh process per row, with a time limit, whatever happens in it.
+"""The parent's side: a process of its own per row, with a time limit, whatever happens in it.
 
-Plan ─► spawn ─► messages ─► RunRecord
+Plan ─► start ─► messages ─► RunRecord
              ├─► killed, crashed, out of time ─► a failed RunRecord with the reason
              └─► above its RAM budget ─► killed ─► a RunRecord that does not fit
 """
@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
@@ -27,6 +27,7 @@ import msgspec
 from llmfit.backends.base import Progress, no_progress
 from llmfit.errors import LlmfitError
 from llmfit.records import Environment, Plan, RunRecord, to_builtins
+from llmfit.runner.forkserver import ForkedWorker, ForkServer
 from llmfit.runner.messages import Message, decode
 from llmfit.runner.ram_watch import POLL_S, RamWatch
 from llmfit.runner.worker import blank_record
@@ -64,20 +65,20 @@ def run_isolated(
     time_limit_s: float | None = None,
     progress: Progress = no_progress,
     log_path: Path | None = None,
+    server: ForkServer | None = None,
 ) -> RunRecord:
-    """Run a plan in a fresh process and return its record, a failed one if it came to grief.
+    """Run a plan in a process of its own and return its record, a failed one if it came to grief.
 
-    The worker's own output goes to ``log_path``. Where the plan has a RAM budget, a worker whose
-    resident set grows above it is killed, and the row does not fit. An interrupt kills the worker
-    and is passed on.
+    It is forked from ``server`` where there is one, and started anew otherwise. The worker's own
+    output goes to ``log_path``. Where the plan has a RAM budget, a worker whose resident set grows
+    above it is killed, and the row does not fit. An interrupt kills the worker and is passed on.
     """
     started = time.monotonic()
-    with _log_file(log_path) as log, _spawn("run", log, plan.offline) as worker:
-        assert worker.process.stdin is not None
+    with _log_file(log_path) as log, _started("run", log, plan.offline, server) as worker:
         line = msgspec.json.encode(to_builtins(plan)) + b"\n"
         with suppress(BrokenPipeError):  # it died at once; exit code and log say why, below
-            worker.process.stdin.write(line)
-            worker.process.stdin.flush()
+            worker.stdin.write(line)
+            worker.stdin.flush()
         deadline = None if time_limit_s is None else started + time_limit_s
         watch = None
         if plan.ram_budget_bytes is not None:
@@ -109,7 +110,7 @@ def probe_environment(*, bandwidth: bool = False) -> Environment:
     LlmfitError where the process fails, with the end of what it printed.
     """
     task = "bandwidth" if bandwidth else "environment"
-    with _log_file(None) as log, _spawn(task, log) as worker:
+    with _log_file(None) as log, _started(task, log) as worker:
         for message in worker.messages(None):
             if isinstance(message, Message) and message.environment is not None:
                 return message.environment
@@ -120,10 +121,13 @@ def probe_environment(*, bandwidth: bool = False) -> Environment:
 
 
 class _Worker:
-    """A running child and the pipe on which it talks."""
+    """A running child, its stdin, and the pipe on which it talks."""
 
-    def __init__(self, process: subprocess.Popen[bytes], pipe: int) -> None:
+    def __init__(
+        self, process: subprocess.Popen[bytes] | ForkedWorker, stdin: IO[bytes], pipe: int
+    ) -> None:
         self.process = process
+        self.stdin = stdin
         self._pipe = pipe
 
     def messages(
@@ -159,32 +163,54 @@ class _Worker:
 
 
 @contextmanager
-def _spawn(task: str, log: IO[bytes], offline: bool = False) -> Iterator[_Worker]:
+def _started(
+    task: str, log: IO[bytes], offline: bool = False, server: ForkServer | None = None
+) -> Iterator[_Worker]:
     """A worker in a session of its own: Ctrl-C reaches only the parent. Killed at the end."""
     read_end, write_end = os.pipe()
+    theirs, ours = os.pipe()
+    with os.fdopen(ours, "wb") as stdin:
+        try:
+            process = _fork(server, theirs, log, write_end) or subprocess.Popen(
+                [sys.executable, "-m", "llmfit.runner.worker", str(write_end), task],
+                stdin=theirs,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                pass_fds=(write_end,),
+                start_new_session=True,
+                env=_environment(offline),
+            )
+        except OSError:
+            os.close(read_end)
+            raise
+        finally:
+            os.close(write_end)
+            os.close(theirs)
+        worker = _Worker(process, stdin, read_end)
+        try:
+            yield worker
+        finally:
+            with suppress(BrokenPipeError):  # what it did not read, it will not
+                stdin.close()
+            worker.stop()
+            os.close(read_end)
+
+
+def _fork(
+    server: ForkServer | None, stdin: int, log: IO[bytes], channel: int
+) -> ForkedWorker | None:
+    """A worker of the server's; None where there is no server, or it has died."""
+    if server is None:
+        return None
     try:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "llmfit.runner.worker", str(write_end), task],
-            stdin=subprocess.PIPE,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            pass_fds=(write_end,),
-            start_new_session=True,
-            env=_environment(offline),
-        )
+        return server.fork(stdin, log.fileno(), channel)
     except OSError:
-        os.close(read_end)
-        raise
-    finally:
-        os.close(write_end)
-    worker = _Worker(process, read_end)
-    try:
-        yield worker
-    finally:
-        if process.stdin is not None:
-            process.stdin.close()
-        worker.stop()
-        os.close(read_end)
+        return None
+
+
+def fork_server(*, offline: bool) -> AbstractContextManager[ForkServer | None]:
+    """A server that forks workers; None where the system cannot."""
+    return ForkServer(_environment(offline)) if ForkServer.available() else nullcontext()
 
 
 def _environment(offline: bool) -> dict[str, str]:

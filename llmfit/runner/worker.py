@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
 from statistics import median
-from typing import BinaryIO
+from typing import BinaryIO, NoReturn
 
 from llmfit.backends.base import Progress
 from llmfit.backends.registry import get_backend, split_id
@@ -306,9 +306,15 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-if __name__ == "__main__":
-    code = main(sys.argv[1:])
+def end(code: int) -> NoReturn:
+    """End this process without its libraries' exit handlers.
+
+    Native ones, and threads, have crashed after the record was sent.
+    """
     sys.stdout.flush()
     sys.stderr.flush()
-    # Native libraries' threads and exit handlers have crashed after the record was sent.
     os._exit(code)
+
+
+if __name__ == "__main__":
+    end(main(sys.argv[1:]))
