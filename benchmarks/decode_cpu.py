@@ -184,7 +184,7 @@ def _bf16_gguf(model: Any, threads: int) -> Iterator[Any]:
         file = convert(folder, folder / "bf16.gguf", dtype="bf16").path
         for weights in folder.glob("*.safetensors"):
             weights.unlink()
-        in_llama_cpp = LlamaCppModel(file, threads=threads)
+        in_llama_cpp = LlamaCppModel(file, threads=threads, head_dim=model.config.head_dim)
         try:
             yield in_llama_cpp._handle
         finally:

@@ -6,9 +6,12 @@ model ─► ModelSpec ─► Plan per backend ─► job.run_plans ─► Compa
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 
 from llmfit.backends.registry import default_backends, get_backend, split_id
@@ -38,7 +41,7 @@ from llmfit.records import (
     Weights,
     Workload,
 )
-from llmfit.runner.isolate import probe_environment
+from llmfit.runner.isolate import fork_server, probe_environment
 from llmfit.runner.worker import blank_record
 from llmfit.units import GB
 
@@ -89,6 +92,7 @@ def compare(
     offloaded weights is added where nothing fits. A row that fails is a row with its reason. Raises
     UsageError, ModelNotFound or StoreError before anything runs, and ComparisonInterrupted.
     """
+    started = time.monotonic()
     if backends is not None:
         check_backends(backends)
     if evaluation is not None:
@@ -102,11 +106,10 @@ def compare(
     absent = why_no_weights(spec) if weights == "real" and not checkpoints else None
     if weights == "synthetic":
         evaluation, notes = None, (*notes, _SYNTHETIC)
-    environment = probe_environment(bandwidth=absent is None)
-    base = Plan(
+    asked = Plan(
         backend="",
         model=spec,
-        device=_device(device, environment),
+        device="cpu",  # known once the machine is
         workload=work,
         evaluation=evaluation,
         calibration_file=_absolute(calibration_file),
@@ -123,21 +126,28 @@ def compare(
         command=command,
     )
     ready = {backend: _checkpoint_place(place) for backend, place in (checkpoints or {}).items()}
-    plans = [_plan(base, backend, ready.get(split_id(backend)[0])) for backend in chosen]
-    machine = _machine(environment, gpu_gb, ram_gb, device, runs_dir)
-    judge = _judge(constraints or Constraints(), objective, base)
-    if absent is not None:
-        return _predicted_comparison(plans, machine, environment, judge, absent)
-    return run_plans(
-        [_with_speed(plan, machine) for plan in plans],
-        environment,
-        judge=judge,
-        runs_dir=runs_dir,
-        time_limit_s=time_limit_s,
-        observer=observer,
-        command=command,
-        last_resort=last_resort,
-    )
+    with nullcontext() if absent else fork_server(offline=asked.offline) as server:
+        if server is not None:
+            import_module("scipy.stats")  # judges the rows; the server imports meanwhile
+        environment = probe_environment(bandwidth=absent is None, server=server)
+        base = replace(asked, device=_device(device, environment))
+        plans = [_plan(base, backend, ready.get(split_id(backend)[0])) for backend in chosen]
+        machine = _machine(environment, gpu_gb, ram_gb, device, runs_dir)
+        judge = _judge(constraints or Constraints(), objective, base)
+        if absent is not None:
+            return _predicted_comparison(plans, machine, environment, judge, absent)
+        return run_plans(
+            [_with_speed(plan, machine) for plan in plans],
+            environment,
+            judge=judge,
+            runs_dir=runs_dir,
+            time_limit_s=time_limit_s,
+            observer=observer,
+            command=command,
+            last_resort=last_resort,
+            server=server,
+            started=started,
+        )
 
 
 def _judge(constraints: Constraints, objective: Objective, base: Plan) -> Judge:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 import secrets
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -46,7 +47,7 @@ from llmfit.records import (
     to_json,
 )
 from llmfit.runner.forkserver import ForkServer
-from llmfit.runner.isolate import fork_server, run_isolated
+from llmfit.runner.isolate import run_isolated
 from llmfit.runner.worker import blank_record
 from llmfit.units import format_bytes
 
@@ -93,8 +94,13 @@ def run_plans(
     command: str | None = None,
     judge: Judge | None = None,
     last_resort: bool = True,
+    server: ForkServer | None = None,
+    started: float | None = None,
 ) -> Comparison:
     """Run ``plans``, one row each, all of one model and workload, and judge the rows.
+
+    Their processes are forked from ``server`` where there is one. ``started`` is the monotonic
+    time from which the whole is timed; None is now.
 
     ``judge`` makes the verdict; by default the fastest row within the plans' budgets. With
     ``last_resort`` a row with offloaded weights is added where nothing fits. Raises
@@ -102,20 +108,20 @@ def run_plans(
     and ComparisonInterrupted.
     """
     folder = _make_run_folder(plans[0].model, runs_dir)
-    with fork_server(offline=plans[0].offline) as server:
-        job = _Job(
-            plans=tuple(plans),
-            machine=machine,
-            folder=folder,
-            record=folder.name if runs_dir is None else str(folder.absolute()),
-            time_limit_s=time_limit_s,
-            observer=observer or Observer(),
-            command=command,
-            judge=judge or partial(recommend, constraints=budgets(plans[0])),
-            last_resort=last_resort,
-            server=server,
-        )
-        return job.run()
+    job = _Job(
+        plans=tuple(plans),
+        machine=machine,
+        folder=folder,
+        record=folder.name if runs_dir is None else str(folder.absolute()),
+        time_limit_s=time_limit_s,
+        observer=observer or Observer(),
+        command=command,
+        judge=judge or partial(recommend, constraints=budgets(plans[0])),
+        last_resort=last_resort,
+        server=server,
+        started=time.monotonic() if started is None else started,
+    )
+    return job.run()
 
 
 def budgets(plan: Plan) -> Constraints:
@@ -138,7 +144,8 @@ class _Job:
     record: str
     """What ``llmfit reproduce`` finds this run by."""
     server: ForkServer | None
-    """Forks the rows' processes; None where the system cannot."""
+    """Forks the rows' processes; None where each starts anew."""
+    started: float
 
     def run(self) -> Comparison:
         """Run every row in turn; an interrupt keeps the finished ones."""
@@ -258,6 +265,7 @@ class _Job:
         first = self.plans[0]
         added = [row for backend, row in rows.items() if backend not in self._backends()]
         judged = attach_differences([*(rows[name] for name in self._backends()), *added])
+        verdict = self.judge(judged)
         comparison = Comparison(
             run_id=self.folder.name,
             model=first.model,
@@ -265,10 +273,11 @@ class _Job:
             budget_bytes=first.budget_bytes,
             ram_budget_bytes=first.ram_budget_bytes,
             rows=judged,
-            verdict=self.judge(judged),
+            verdict=verdict,
             environment=self.machine,
             command=self.command,
             record=self.record,
+            total_s=time.monotonic() - self.started,
         )
         _store(self.folder / "comparison.json", comparison)
         return comparison

@@ -549,6 +549,8 @@ class RunRecord:
     difference: QualityDifference | None = None
     """Against the reference row; None for that row itself and where nothing is comparable."""
     warnings: tuple[MeasurementWarning, ...] = ()
+    measure_s: float | None = None
+    """Seconds of warm-ups and timed runs, compilation included."""
     evaluate_s: float | None = None
     total_s: float | None = None
     started_at: str | None = None
@@ -605,6 +607,8 @@ class Comparison:
     ram_budget_bytes: int | None = None
     gpu: Hardware | None = None
     """The GPU that predictions are for, where none is in the machine or another was named."""
+    total_s: float | None = None
+    """Seconds from the call to the verdict; None where nothing ran."""
 
 
 # ---------------------------------------------------------------- JSON

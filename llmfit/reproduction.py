@@ -21,7 +21,7 @@ from llmfit.planning.comparing.agreement import Reproduction, agreement
 from llmfit.planning.comparing.comparable import difference_in
 from llmfit.planning.memory.prediction import predict_memory
 from llmfit.records import Comparison, Environment, Plan, RunRecord, from_json, read_record
-from llmfit.runner.isolate import probe_environment
+from llmfit.runner.isolate import fork_server, probe_environment
 
 _COMPARISON_FILE = "comparison.json"
 
@@ -59,16 +59,18 @@ def reproduce(
         )
     plans = [_plan(row, recorded.name) for row in rows]
     _check_inputs(plans, recorded.name)
-    machine = probe_environment(bandwidth=True)
-    _check_machine(rows, machine, recorded.name)
-    comparison = run_plans(
-        _with_reference(plans, rows, recorded.folder),
-        machine,
-        runs_dir=runs_dir,
-        time_limit_s=time_limit_s,
-        observer=observer,
-        command=command,
-    )
+    with fork_server(offline=plans[0].offline) as server:
+        machine = probe_environment(bandwidth=True, server=server)
+        _check_machine(rows, machine, recorded.name)
+        comparison = run_plans(
+            _with_reference(plans, rows, recorded.folder),
+            machine,
+            runs_dir=runs_dir,
+            time_limit_s=time_limit_s,
+            observer=observer,
+            command=command,
+            server=server,
+        )
     again = {row.backend: row for row in comparison.rows}
     judged = tuple(agreement(row, again[row.backend]) for row in rows)
     return Reproduction(

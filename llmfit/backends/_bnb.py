@@ -16,6 +16,7 @@ from llmfit.backends._hf import (
     share_note,
     weights_bytes,
 )
+from llmfit.backends._int8_rows import fuse_int8_rows
 from llmfit.backends._synthetic import MadeTensor, Noise, Packed, constant, random_causal_lm, spread
 from llmfit.backends._tokenizer import tokenizer_of
 from llmfit.backends.base import TORCH, LoadInfo, Package
@@ -47,6 +48,7 @@ def load_bnb(plan: Plan, quantization: Any | None, dtype: str, notes: tuple[str,
     share, stored_bytes = quantized_share(model), weights_bytes(model)
     # A CPU's kernels repack the weights then.
     run_one_token(model, hint=f"--backends without {plan.backend}")
+    notes += fuse_int8_rows(model)
     info = LoadInfo(
         kernel=Kernel(linear=linear_kernel(model), attention=attention),
         dtype=dtype,

@@ -161,7 +161,10 @@ class Gguf(Backend):
             progress("load", 0, 0)  # what was made before is no part of the row's memory
             types = read_types(artifact.file)
             model = LlamaCppModel(
-                artifact.file, threads=threads, kv_cache_dtype=plan.kv_cache_dtype
+                artifact.file,
+                threads=threads,
+                head_dim=plan.model.head_dim,
+                kv_cache_dtype=plan.kv_cache_dtype,
             )
         try:
             _require_same_model(model, plan.model, artifact.file)
@@ -172,7 +175,7 @@ class Gguf(Backend):
         info = LoadInfo(
             kernel=Kernel(
                 linear=f"llama.cpp {types.linear()}",
-                attention=attention_kernel(plan.kv_cache_dtype),
+                attention=attention_kernel(plan.model.head_dim, plan.kv_cache_dtype),
             ),
             dtype=artifact.file_type.upper() if artifact.file_type else types.linear(),
             weights_bytes=types.weights_bytes,

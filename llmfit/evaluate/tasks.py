@@ -7,6 +7,7 @@ settings ─► check_tasks (before any row)
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import os
@@ -267,7 +268,7 @@ def _simple_evaluate(
     from lm_eval import simple_evaluate
 
     _quieten()
-    with _one_process():
+    with _one_process(), _no_needless_work():
         output = simple_evaluate(
             model=adapter,
             tasks=[task],
@@ -301,6 +302,25 @@ def _one_process() -> Iterator[None]:
             del os.environ[name]
         else:
             os.environ[name] = before
+
+
+@contextmanager
+def _no_needless_work() -> Iterator[None]:
+    """Without what takes lm-eval a second a task and nobody here reads.
+
+    It lists the machine's packages, by running pip, for a file that is not written; and it compiles
+    a task's templates anew for every document.
+    """
+    from lm_eval import evaluator, utils
+
+    list_packages, compile_template = evaluator.add_env_info, utils.env.from_string
+    evaluator.add_env_info = lambda storage: None
+    utils.env.from_string = functools.lru_cache(maxsize=256)(compile_template)
+    try:
+        yield
+    finally:
+        evaluator.add_env_info = list_packages
+        del utils.env.from_string
 
 
 def _check_finite(output: dict[str, Any]) -> None:

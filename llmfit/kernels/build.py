@@ -26,7 +26,16 @@ from llmfit.device.cpu import cpu_flags, cpu_name
 COMPILERS = ("g++", "clang++", "c++")
 """Tried in this order where ``CXX`` names none."""
 SOURCE = Path(__file__).with_name("cpu.cpp")
-FLAGS = ("-O3", "-std=c++20", "-shared", "-fPIC", "-fopenmp-simd", "-fno-math-errno", "-w")
+FLAGS = (
+    "-O3",
+    "-std=c++20",
+    "-shared",
+    "-fPIC",
+    "-fopenmp-simd",
+    "-fno-math-errno",
+    "-ffp-contract=off",
+    "-w",
+)
 _STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000"
 """PyTorch 2.10's stable interface, whose functions later versions keep."""
 _TIME_LIMIT_S = 300

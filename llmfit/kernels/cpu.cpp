@@ -18,6 +18,7 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <tuple>
 #include <vector>
 
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && \
@@ -213,7 +214,7 @@ Tensor linear_int8(const Tensor& x, const Tensor& weight, const Tensor& absmax,
     if (threshold > 0.0 && size >= threshold) outliers.push_back(k);
     else largest = std::max(largest, size);
   }
-  const float factor = largest > 0.0f ? 127.0f / largest : 0.0f;
+  const float factor = largest > 0.0f ? 1.0f / largest * 127.0f : 0.0f;  // as torch has 127 / x
   for (int64_t k = 0; k < inputs; ++k)
     shifted[k] = static_cast<uint8_t>(
         128 + static_cast<int32_t>(std::nearbyint(to_half_and_back(to_float(in[k])) * factor)));
@@ -231,6 +232,92 @@ Tensor linear_int8(const Tensor& x, const Tensor& weight, const Tensor& absmax,
       for (const int64_t k : outliers)
         sum += to_float(in[k]) * to_float(to_bf16(line[k] * scales[row] * 7.874015718698502e-3f));
       out[row] = to_bf16(sum);
+    }
+  });
+  return result;
+}
+
+// Quantises the rows of x bf16[M, K] as LLM.int8() does for a product with many of them -> int8[M, K],
+// the rows' largest magnitudes float32[M], and uint8[K], 1 for each column in which some row has an
+// outlier. Those columns are 0 in the result.
+std::tuple<Tensor, Tensor, Tensor> quantize_int8(const Tensor& x, double threshold) {
+  STD_TORCH_CHECK(x.scalar_type() == ScalarType::BFloat16 && x.is_contiguous() && x.dim() == 2,
+                  "llmfit: x must be a contiguous matrix of bfloat16 values");
+  const int64_t rows = x.size(0), inputs = x.size(1);
+  Tensor codes = torch::stable::new_empty(x, {rows, inputs}, ScalarType::Char);
+  Tensor absmax = torch::stable::new_empty(x, {rows}, ScalarType::Float);
+  Tensor outliers = torch::stable::new_zeros(x, {inputs}, ScalarType::Byte);
+  const bf16* in = data<bf16>(x);
+  int8_t* out = mutable_data<int8_t>(codes);
+  float* sizes = mutable_data<float>(absmax);
+  uint8_t* marked = mutable_data<uint8_t>(outliers);
+  const float limit = threshold > 0.0 ? static_cast<float>(threshold)
+                                      : std::numeric_limits<float>::infinity();
+  const int64_t grain = std::max<int64_t>(1, kGrainBytes / (4 * inputs));
+  torch::stable::parallel_for(0, rows, grain, [&](int64_t begin, int64_t end) {
+    std::vector<float> values(inputs);
+    for (int64_t row = begin; row < end; ++row) {
+      float largest = 0.0f;
+      int64_t k = 0;
+#if LLMFIT_AVX512
+      __m512 most = _mm512_setzero_ps();
+      const __m512 bound = _mm512_set1_ps(limit);
+      for (; k + 16 <= inputs; k += 16) {
+        const __m512 exact = _mm512_castsi512_ps(_mm512_slli_epi32(
+            _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)(in + row * inputs + k))), 16));
+        __m512 value = _mm512_cvtph_ps(_mm512_cvtps_ph(exact, _MM_FROUND_TO_NEAREST_INT));
+        const __mmask16 beyond = _mm512_cmp_ps_mask(_mm512_abs_ps(value), bound, _CMP_GE_OQ);
+        for (uint32_t left = beyond; left != 0; left &= left - 1) marked[k + __builtin_ctz(left)] = 1;
+        value = _mm512_maskz_mov_ps(static_cast<__mmask16>(~beyond), value);
+        most = _mm512_max_ps(most, _mm512_abs_ps(value));
+        _mm512_storeu_ps(values.data() + k, value);
+      }
+      largest = _mm512_reduce_max_ps(most);
+#endif
+      for (; k < inputs; ++k) {
+        values[k] = to_half_and_back(to_float(in[row * inputs + k]));
+        if (std::fabs(values[k]) >= limit) {
+          marked[k] = 1;
+          values[k] = 0.0f;
+        }
+        largest = std::max(largest, std::fabs(values[k]));
+      }
+      sizes[row] = largest;
+      const float factor = largest > 0.0f ? 1.0f / largest * 127.0f : 0.0f;  // as torch has 127 / x
+      int8_t* line = out + row * inputs;
+      for (k = 0; k < inputs; ++k)
+        line[k] = static_cast<int8_t>(static_cast<int32_t>(std::nearbyint(values[k] * factor)));
+    }
+  });
+  for (int64_t k = 0; k < inputs; ++k)
+    if (marked[k] != 0)
+      for (int64_t row = 0; row < rows; ++row) out[row * inputs + k] = 0;
+  return {codes, absmax, outliers};
+}
+
+// sums int32[M, N] of products of codes, absmax float32[M] of the inputs' rows and float32[N] of the
+// weights' -> bf16[M, N].
+Tensor rescale_int8(const Tensor& sums, const Tensor& input_absmax, const Tensor& weight_absmax,
+                    const std::optional<Tensor>& bias) {
+  const int64_t rows = sums.size(0), outputs = sums.size(1);
+  check_matrix(sums, ScalarType::Int, rows * outputs);
+  check_matrix(input_absmax, ScalarType::Float, rows);
+  check_matrix(weight_absmax, ScalarType::Float, outputs);
+  if (bias.has_value()) check_matrix(*bias, ScalarType::BFloat16, outputs);
+  Tensor result = torch::stable::new_empty(sums, {rows, outputs}, ScalarType::BFloat16);
+  const int32_t* in = data<int32_t>(sums);
+  const float *row_sizes = data<float>(input_absmax), *column_sizes = data<float>(weight_absmax);
+  const bf16* added = bias_data(bias);
+  bf16* out = mutable_data<bf16>(result);
+  const int64_t grain = std::max<int64_t>(1, kGrainBytes / (4 * outputs));
+  torch::stable::parallel_for(0, rows, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      const float size = row_sizes[row];
+      for (int64_t n = 0; n < outputs; ++n) {
+        float value = static_cast<float>(in[row * outputs + n]) * (size * column_sizes[n]);
+        value *= 6.200124e-05f;  // 1 / 127^2
+        out[row * outputs + n] = to_bf16(added == nullptr ? value : value + to_float(added[n]));
+      }
     }
   });
   return result;
@@ -631,6 +718,9 @@ Tensor attend(const Tensor& query, const Tensor& keys, const Tensor& values, con
 STABLE_TORCH_LIBRARY(llmfit, m) {
   m.def("linear_bf16(Tensor x, Tensor weight, Tensor? bias) -> Tensor");
   m.def("linear_int8(Tensor x, Tensor weight, Tensor absmax, Tensor? bias, float threshold) -> Tensor");
+  m.def("quantize_int8(Tensor x, float threshold) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "rescale_int8(Tensor sums, Tensor input_absmax, Tensor weight_absmax, Tensor? bias) -> Tensor");
   m.def(
       "linear_4bit_packed(Tensor x, Tensor codes, Tensor absmax, Tensor table, Tensor? bias, "
       "int block) -> Tensor");
@@ -645,6 +735,8 @@ STABLE_TORCH_LIBRARY(llmfit, m) {
 STABLE_TORCH_LIBRARY_IMPL(llmfit, CPU, m) {
   m.impl("linear_bf16", TORCH_BOX(&linear_bf16));
   m.impl("linear_int8", TORCH_BOX(&linear_int8));
+  m.impl("quantize_int8", TORCH_BOX(&quantize_int8));
+  m.impl("rescale_int8", TORCH_BOX(&rescale_int8));
   m.impl("linear_4bit_packed", TORCH_BOX(&linear_4bit_packed));
   m.impl("linear_int4", TORCH_BOX(&linear_int4));
   m.impl("attend", TORCH_BOX(&attend));

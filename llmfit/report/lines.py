@@ -11,7 +11,14 @@ from llmfit.report._column import Detail
 from llmfit.report._quality import main_metric, task_names
 from llmfit.report._text import plain
 from llmfit.report.columns import PICK
-from llmfit.units import GB, format_bytes, format_count, format_gib, format_number
+from llmfit.units import (
+    GB,
+    format_bytes,
+    format_count,
+    format_gib,
+    format_number,
+    format_percent,
+)
 
 _MESSAGES_SHOWN = 3
 """Messages of one kind of warning shown in full; of further rows only the names."""
@@ -165,6 +172,7 @@ def legend(comparison: Comparison, detail: Detail = Detail.ALL) -> tuple[str, ..
         *(_divergence(rows, detail) if detail >= Detail.COMPACT else ()),
         *(_tasks(rows) if detail >= Detail.LEAN else ()),
         *_ties(rows),
+        *_duration(comparison),
     )
 
 
@@ -222,6 +230,24 @@ def _tasks(rows: tuple[RunRecord, ...]) -> tuple[str, ...]:
         ]
         parts.append(f"{plain(name)} ({', '.join(fact for fact in facts if fact)})")
     return (f"tasks by lm-eval, ± standard error: {', '.join(parts)}",) if parts else ()
+
+
+def _duration(comparison: Comparison) -> tuple[str, ...]:
+    """How long all of it took, and how much of that was not spent on any row's own work."""
+    total, rows = comparison.total_s, comparison.rows
+    if not total:
+        return ()
+    parts = {
+        "making artifacts": [row.quantize_s for row in rows],
+        "loading": [row.load_s for row in rows],
+        "measuring": [row.measure_s for row in rows],
+        "scoring": [row.evaluate_s for row in rows],
+    }
+    sums = {name: sum(s for s in seconds if s is not None) for name, seconds in parts.items()}
+    rest = max(0.0, total - sum(sums.values()))
+    told = ", ".join(f"{name} {format_number(spent)} s" for name, spent in sums.items() if spent)
+    overhead = f"the rest {format_number(rest)} s ({format_percent(rest / total)})"
+    return (f"took {format_number(total)} s: {', '.join(filter(None, (told, overhead)))}",)
 
 
 def _ties(rows: tuple[RunRecord, ...]) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
 """A warm process from which workers are forked, so that a row costs its work and not its imports.
 
-    parent ── socket ──► server: imports once, then for each byte with three descriptors
+    parent ── socket ──► server: imports once, then for each task with three descriptors
                            ├─ forks a worker with them as stdin, log and channel
                            ├─◄ its pid, at once
                            └─◄ its exit code, when it has ended
@@ -20,11 +20,12 @@ import sys
 from contextlib import suppress
 from importlib import import_module
 from types import TracebackType
-from typing import NoReturn
+from typing import NoReturn, get_args
+
+from llmfit.runner.messages import Task
 
 PRELOADED = (
     "torch",
-    "torch._inductor.compile_fx",
     "transformers",
     "transformers.models.auto.modeling_auto",
     "transformers.models.llama.modeling_llama",
@@ -81,10 +82,11 @@ class ForkServer:
             self._process.kill()
             self._process.wait()
 
-    def fork(self, stdin: int, log: int, channel: int) -> ForkedWorker:
+    def fork(self, task: Task, stdin: int, log: int, channel: int) -> ForkedWorker:
         """A new worker with these descriptors. Raises OSError where the server has died."""
         assert self._socket is not None
-        socket.send_fds(self._socket, [b"f"], [stdin, log, channel])
+        request = bytes([get_args(Task).index(task)])
+        socket.send_fds(self._socket, [request], [stdin, log, channel])
         return ForkedWorker(self.number(), self)
 
     def number(self) -> int:
@@ -133,7 +135,7 @@ def main(descriptor: int) -> None:
             pid = os.fork()
             if pid == 0:
                 parent.close()
-                _work(*descriptors)
+                _work(get_args(Task)[request[0]], *descriptors)
             for each in descriptors:
                 os.close(each)
             parent.sendall(b"%d\n" % pid)
@@ -141,7 +143,7 @@ def main(descriptor: int) -> None:
             parent.sendall(b"%d\n" % os.waitstatus_to_exitcode(status))
 
 
-def _work(stdin: int, log: int, channel: int) -> NoReturn:
+def _work(task: Task, stdin: int, log: int, channel: int) -> NoReturn:
     """Be a worker, in a session of its own, to the end of the process."""
     from llmfit.runner import worker
 
@@ -150,7 +152,7 @@ def _work(stdin: int, log: int, channel: int) -> NoReturn:
         os.dup2(source, target)
     for each in {stdin, log} - {0, 1, 2}:
         os.close(each)
-    worker.end(worker.main([str(channel), "run"]))
+    worker.end(worker.main([str(channel), task]))
 
 
 if __name__ == "__main__":

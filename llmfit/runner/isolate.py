@@ -28,7 +28,7 @@ from llmfit.backends.base import Progress, no_progress
 from llmfit.errors import LlmfitError
 from llmfit.records import Environment, Plan, RunRecord, to_builtins
 from llmfit.runner.forkserver import ForkedWorker, ForkServer
-from llmfit.runner.messages import Message, decode
+from llmfit.runner.messages import Message, Task, decode
 from llmfit.runner.ram_watch import POLL_S, RamWatch
 from llmfit.runner.worker import blank_record
 from llmfit.units import format_bytes
@@ -103,14 +103,14 @@ def run_isolated(
     return replace(record, reason=_reason(ended, time_limit_s))
 
 
-def probe_environment(*, bandwidth: bool = False) -> Environment:
-    """Machine and versions, asked in a fresh process: the parent holds no GPU memory.
+def probe_environment(*, bandwidth: bool = False, server: ForkServer | None = None) -> Environment:
+    """Machine and versions, asked in a process of its own: the parent holds no GPU memory.
 
     With ``bandwidth``, that of its memories is measured too, which takes about a second. Raises
     LlmfitError where the process fails, with the end of what it printed.
     """
-    task = "bandwidth" if bandwidth else "environment"
-    with _log_file(None) as log, _started(task, log) as worker:
+    task: Task = "bandwidth" if bandwidth else "environment"
+    with _log_file(None) as log, _started(task, log, server=server) as worker:
         for message in worker.messages(None):
             if isinstance(message, Message) and message.environment is not None:
                 return message.environment
@@ -164,14 +164,14 @@ class _Worker:
 
 @contextmanager
 def _started(
-    task: str, log: IO[bytes], offline: bool = False, server: ForkServer | None = None
+    task: Task, log: IO[bytes], offline: bool = False, server: ForkServer | None = None
 ) -> Iterator[_Worker]:
     """A worker in a session of its own: Ctrl-C reaches only the parent. Killed at the end."""
     read_end, write_end = os.pipe()
     theirs, ours = os.pipe()
     with os.fdopen(ours, "wb") as stdin:
         try:
-            process = _fork(server, theirs, log, write_end) or subprocess.Popen(
+            process = _fork(server, task, theirs, log, write_end) or subprocess.Popen(
                 [sys.executable, "-m", "llmfit.runner.worker", str(write_end), task],
                 stdin=theirs,
                 stdout=log,
@@ -197,13 +197,13 @@ def _started(
 
 
 def _fork(
-    server: ForkServer | None, stdin: int, log: IO[bytes], channel: int
+    server: ForkServer | None, task: Task, stdin: int, log: IO[bytes], channel: int
 ) -> ForkedWorker | None:
     """A worker of the server's; None where there is no server, or it has died."""
     if server is None:
         return None
     try:
-        return server.fork(stdin, log.fileno(), channel)
+        return server.fork(task, stdin, log.fileno(), channel)
     except OSError:
         return None
 

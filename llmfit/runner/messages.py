@@ -6,10 +6,14 @@ Libraries print to stdout and stderr as they like; those go to a log file, never
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import msgspec
 
 from llmfit.records import Environment, RunRecord
+
+Task = Literal["run", "environment", "bandwidth"]
+"""What a worker does: a plan's row, or to describe the machine, with or without its bandwidth."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -130,9 +130,11 @@ def _load(
 def _benchmark(
     record: RunRecord, deployer: Deployer, meter: MemoryMeter, progress: Progress
 ) -> RunRecord:
+    started = time.perf_counter()
     timing = deployer.benchmark(progress=progress)
     return replace(
         record,
+        measure_s=time.perf_counter() - started,
         decode=timing.decode,
         prefill=timing.prefill,
         ttft_s=timing.ttft_s,

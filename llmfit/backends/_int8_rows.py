@@ -1,0 +1,60 @@
+"""LLM.int8() for many rows on a CPU, with its steps around the product fused into two.
+
+bitsandbytes quantises the inputs, marks outliers and rescales the sums in some twenty passes over
+memory, which take several times as long as the product itself. Here they are one pass before it and
+one after; product and outliers stay bitsandbytes', and every number is the same bit by bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from llmfit.kernels.build import why_no_kernels
+
+NOTE = "several tokens at once: rounded and rescaled by llmfit, bit-equal to LLM.int8()"
+
+
+def fuse_int8_rows(model: nn.Module) -> tuple[str, ...]:
+    """Let the model's int8 layers, which have run once, take many rows so; returns the note.
+
+    Nothing happens, and there is no note, on a GPU and where the kernels cannot be compiled.
+    """
+    layers = [
+        layer
+        for layer in model.modules()
+        if type(layer).__name__ == "Linear8bitLt" and _is_ready(layer)
+    ]
+    if not layers or why_no_kernels() is not None:
+        return ()
+    for layer in layers:
+        layer.forward = partial(_forward, layer, layer.forward)
+    return (NOTE,)
+
+
+def _is_ready(layer: Any) -> bool:
+    state = layer.state
+    return state.CB is not None and not state.has_fp16_weights and state.CB.device.type == "cpu"
+
+
+def _forward(layer: Any, general: Callable[[Any], Any], x: torch.Tensor) -> torch.Tensor:
+    """The layer's output for x [..., K]; bitsandbytes' own way for one row, or another type."""
+    if x.numel() <= layer.in_features or x.dtype != torch.bfloat16:
+        result: torch.Tensor = general(x)
+        return result
+    state, bias = layer.state, layer.bias
+    rows = x.reshape(-1, x.shape[-1]).contiguous()
+    codes, absmax, outlying = torch.ops.llmfit.quantize_int8(rows, float(state.threshold))
+    sums = torch.ops.bitsandbytes.int8_linear_matmul(codes, state.CB)
+    out: torch.Tensor = torch.ops.llmfit.rescale_int8(sums, absmax, state.SCB, bias)
+    if outlying.any():
+        columns = outlying.nonzero().view(-1)
+        weights = torch.ops.bitsandbytes.int8_vectorwise_dequant(
+            state.CB[:, columns].contiguous(), state.SCB
+        )
+        out = out.addmm(rows[:, columns].contiguous(), weights.to(x.dtype).t())
+    return out.view(*x.shape[:-1], -1)
