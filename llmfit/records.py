@@ -259,6 +259,8 @@ class Kernel:
     attention: str
     step: str | None = None
     """Kernels of the linear layers in decode steps of one sequence; None where ``linear``."""
+    trial_s: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Seconds that a trial measured for the layers of one step: by their class, by the kernel."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,6 @@ from llmfit.backends._hf import (
     share_note,
     weights_bytes,
 )
-from llmfit.backends._int8_rows import fuse_int8_rows
 from llmfit.backends._synthetic import MadeTensor, Noise, Packed, constant, random_causal_lm, spread
 from llmfit.backends._tokenizer import tokenizer_of
 from llmfit.backends.base import TORCH, LoadInfo, Package
@@ -33,6 +32,8 @@ _QUANTIZED_CLASSES = ("Linear4bit", "Linear8bitLt")
 
 def load_bnb(plan: Plan, quantization: Any | None, dtype: str, notes: tuple[str, ...]) -> HfModel:
     """Load with a ``BitsAndBytesConfig``, or None for a checkpoint that carries its own."""
+    from llmfit.backends._int8_rows import fuse_int8_rows
+
     config = plan_config(plan)
     attention, attention_notes = fused_attention(config)
     if plan.weights == "synthetic":

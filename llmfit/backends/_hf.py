@@ -84,7 +84,7 @@ class HfModel(LoadedModel):
         self._linears = choose_step_linears(model, own=own_kernels)
         self.info = replace(
             info,
-            kernel=replace(info.kernel, step=self._linears.kernel),
+            kernel=replace(info.kernel, step=self._linears.kernel, trial_s=self._linears.trial_s),
             notes=(*info.notes, *self._linears.notes),
         )
         self.vocab_size = int(config.vocab_size)

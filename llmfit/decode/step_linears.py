@@ -5,13 +5,13 @@
 
 At one row a product is bound by reading its weights, and libraries' kernels are made for many rows.
 The trial runs every shape of layer with each candidate, over several layers in turn, so that their
-weights come from memory as in a step. What it chose, and by how much, is a note in the record.
+weights come from memory as in a step. What it chose, and its seconds, are in the row's record.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -55,6 +55,7 @@ class StepLinears:
         *,
         onednn: bool = True,
         kernel: str | None = None,
+        trial_s: dict[str, dict[str, float]] | None = None,
         notes: tuple[str, ...] = (),
     ) -> None:
         """``forwards`` run the layers that the library's kernel does not run.
@@ -63,6 +64,8 @@ class StepLinears:
         """
         self.kernel = kernel
         """The kernels' names, None where they are the library's."""
+        self.trial_s = trial_s or {}
+        """Seconds that each candidate took for one step's layers, by their class."""
         self.notes = notes
         self._forwards = forwards or {}
         self._onednn = onednn
@@ -171,25 +174,33 @@ def _int4(layer: Any) -> Forward | None:
     if layer.out_features % _INT4_ROWS or torch.backends.cpu.get_cpu_capability() != "AVX512":
         return None
     operator, group = torch.ops.llmfit.linear_int4, layer.group_size
-    order = _input_order(layer)
-    codes, scales, bias = layer.qweight, layer.scales_and_zeros, layer.bias
-    if order is None:
-        return lambda x: operator(x, codes, scales, bias, group)
-    return lambda x: operator(x[..., order], codes, scales, bias, group)
+    codes, scales, order = layer.qweight, layer.scales_and_zeros, _input_order(layer)
+
+    def product(x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = operator(
+            x if order is None else x[..., order], codes, scales, None, group
+        )
+        return out
+
+    return _with_bias(product, layer.bias)
 
 
 def _int4pack(layer: Any) -> Forward | None:
     """PyTorch's own product, without what GPTQModel does around it."""
     operator, group = torch.ops.aten._weight_int4pack_mm_for_cpu, layer.group_size
-    codes, scales, bias = layer.qweight, layer.scales_and_zeros, layer.bias
-    order = _input_order(layer)
+    codes, scales, order = layer.qweight, layer.scales_and_zeros, _input_order(layer)
 
-    def forward(x: torch.Tensor) -> torch.Tensor:
+    def product(x: torch.Tensor) -> torch.Tensor:
         row = x.view(1, -1) if order is None else x.view(1, -1)[:, order]
-        out = operator(row, codes, group, scales).view(*x.shape[:-1], -1)
-        return out if bias is None else out.add_(bias)
+        out: torch.Tensor = operator(row, codes, group, scales)
+        return out.view(*x.shape[:-1], -1)
 
-    return forward
+    return _with_bias(product, layer.bias)
+
+
+def _with_bias(product: Forward, bias: torch.Tensor | None) -> Forward:
+    """GPTQModel adds a bias, which may be of another type, to the rounded product."""
+    return product if bias is None else lambda x: product(x).add_(bias)
 
 
 def _input_order(layer: Any) -> torch.Tensor | None:
@@ -235,12 +246,6 @@ class _Trial:
     def plain(self) -> bool:
         """True for layers that are not quantised."""
         return self.kind == "Linear"
-
-    def fastest(self, among: Iterable[str]) -> str:
-        """The one that took least; another kernel than the library's wins a tie."""
-        return min(
-            among, key=lambda name: self.seconds[name] * (_TIE if name in self.kernels else 1.0)
-        )
 
 
 def _shape(layer: Any) -> tuple[object, ...]:
@@ -321,57 +326,65 @@ def _for_one_row(fast: Forward, general: Forward, inputs: int) -> Forward:
 
 
 def _chosen(trials: Sequence[_Trial], missing: str | None) -> StepLinears:
-    forwards: dict[nn.Module, Forward] = {}
+    """One kernel for each kind of layer, so that noise between shapes decides nothing."""
     onednn = _keep_onednn(trials)
-    names: dict[str, None] = {}
-    for trial in trials:
-        base = _LIBRARY if onednn or not trial.plain else _WITHOUT_ONEDNN
-        best = trial.fastest([base, *(name for name in trial.kernels if name in trial.seconds)])
-        if best in trial.kernels:
-            bound = {layer: trial.kernels[best].bind(layer) for layer in trial.layers}
-            forwards |= {layer: forward for layer, forward in bound.items() if forward is not None}
+    forwards: dict[nn.Module, Forward] = {}
+    names, seconds = [], {}
+    for kind in dict.fromkeys(trial.kind for trial in trials):
+        own = [trial for trial in trials if trial.kind == kind]
+        base = _LIBRARY if onednn or not own[0].plain else _WITHOUT_ONEDNN
+        totals = _totals(own, base)
+        best = _fastest(totals, base)
+        seconds[kind] = {kind if name == _LIBRARY else name: s for name, s in totals.items()}
         if best != _LIBRARY:
-            names[best] = None
+            names.append(best)
+        for trial in own:
+            kernel = trial.kernels.get(best) if best in trial.seconds else None
+            if kernel is not None:
+                bound = {layer: kernel.bind(layer) for layer in trial.layers}
+                forwards |= {layer: each for layer, each in bound.items() if each is not None}
     return StepLinears(
         forwards,
         onednn=onednn,
         kernel=" + ".join(names) or None,
-        notes=_notes(trials, names, missing),
+        trial_s=seconds,
+        notes=_notes(trials, missing),
     )
+
+
+def _totals(trials: Sequence[_Trial], base: str) -> dict[str, float]:
+    """Seconds of one step's layers of a kind by each candidate; ``base`` runs what one cannot."""
+    names = dict.fromkeys(name for trial in trials for name in trial.seconds)
+    return {
+        name: sum(
+            len(trial.layers) * trial.seconds.get(name, trial.seconds[base]) for trial in trials
+        )
+        for name in names
+    }
+
+
+def _fastest(totals: dict[str, float], base: str) -> str:
+    """The candidate that takes least; another kernel than the library's wins a tie."""
+    allowed = [name for name in totals if name not in (_LIBRARY, _WITHOUT_ONEDNN) or name == base]
+    return min(allowed, key=lambda name: totals[name] * (1.0 if name == base else _TIE))
 
 
 def _keep_onednn(trials: Sequence[_Trial]) -> bool:
     """False where the unquantised layers are faster without it, and no other layer may need it."""
     plain = [trial for trial in trials if trial.plain]
-    if not plain or any(
-        trial.fastest(trial.seconds) == _LIBRARY for trial in trials if not trial.plain
-    ):
+    packed = [trial for trial in trials if not trial.plain]
+    if not plain or (packed and _fastest(_totals(packed, _LIBRARY), _LIBRARY) == _LIBRARY):
         return True
-
-    def total_s(name: str) -> float:
-        return sum(len(trial.layers) * trial.seconds[name] for trial in plain)
-
     if any(_WITHOUT_ONEDNN not in trial.seconds for trial in plain):
         return True
-    return total_s(_LIBRARY) <= total_s(_WITHOUT_ONEDNN)
+    totals = _totals(plain, _LIBRARY)
+    return totals[_LIBRARY] <= totals[_WITHOUT_ONEDNN]
 
 
-def _notes(trials: Sequence[_Trial], chosen: Iterable[str], missing: str | None) -> tuple[str, ...]:
-    """How much faster each kernel chosen was than the library's, and what was refused."""
-    notes = []
-    for name in chosen:
-        faster = [
-            (len(trial.layers) * trial.seconds[_LIBRARY], len(trial.layers) * trial.seconds[name])
-            for trial in trials
-            if name in trial.seconds
-        ]
-        ratio = sum(library for library, _ in faster) / sum(ours for _, ours in faster)
-        kinds = sorted(
-            {type(trial.layers[0]).__name__ for trial in trials if name in trial.seconds}
-        )
-        notes.append(f"decode steps: {name}, {ratio:.1f} × {' and '.join(kinds)} in a trial")
+def _notes(trials: Sequence[_Trial], missing: str | None) -> tuple[str, ...]:
+    """What was refused, and why llmfit's own kernels are not among the candidates."""
     refused = sorted({each for trial in trials for each in trial.refused})
-    notes += [f"kernel not used, as its results differ: {each}" for each in refused]
+    notes = [f"kernel not used, as its results differ: {each}" for each in refused]
     if missing is not None:
         notes.append(f"without llmfit's own decode kernels: {missing}")
     return tuple(notes)

@@ -107,7 +107,8 @@ def described(tensor: torch.Tensor | None) -> tuple[object, ...]:
 
 def facts(model: HfModel) -> tuple[object, ...]:
     info = model.info
-    return info.kernel, info.dtype, info.weights_bytes, info.quantized_share
+    kernel = (info.kernel.linear, info.kernel.attention)
+    return kernel, info.dtype, info.weights_bytes, info.quantized_share
 
 
 def require_same_model(made: HfModel, real: HfModel) -> None:

@@ -1,0 +1,122 @@
+"""The compiled step: the logits of an uncompiled one, over the very buffers, whatever the model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
+
+from llmfit.decode.base import Sampling
+from llmfit.decode.graph_step import ATTENTION, FixedStep
+from llmfit.decode.step_linears import choose_step_linears
+from llmfit.decode.torch_decoder import TorchDecoder
+from llmfit.kernels.build import find_compiler
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(find_compiler() is None, reason="no C++ compiler"),
+]
+PROMPT = [(7 * at) % 199 for at in range(21)]
+SHAPE: dict[str, Any] = {
+    "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 199,
+    "max_position_embeddings": 64, "pad_token_id": 0,
+}  # fmt: skip
+
+
+def make(kind: type, config: type, **changes: Any) -> Any:
+    torch.manual_seed(0)
+    return kind(config(**{**SHAPE, **changes})).to(torch.bfloat16).eval()
+
+
+def step_logits(decoder: TorchDecoder, fed: list[int]) -> torch.Tensor:
+    """Logits [n, V] after a prompt and each of the tokens ``fed`` in turn."""
+    seen: list[torch.Tensor] = []
+    given = iter([*fed, 0])
+
+    def choose(logits: torch.Tensor) -> None:
+        seen.append(logits[0].float().clone())
+        decoder._ids.fill_(next(given))
+
+    decoder._choose = choose  # type: ignore[method-assign]
+    decoder.prefill([PROMPT])
+    for _ in fed:
+        decoder.step()
+    return torch.stack(seen)
+
+
+@pytest.mark.parametrize(
+    ("kind", "config", "changes"),
+    [
+        (LlamaForCausalLM, LlamaConfig, {}),
+        (MistralForCausalLM, MistralConfig, {"sliding_window": 8, "head_dim": 48}),
+    ],
+)
+def test_logits_are_those_of_whole_passes(kind: type, config: type, changes: Any) -> None:
+    """Own kernels, own attention and inductor together: within bfloat16's rounding of float32."""
+    model, fed = make(kind, config, **changes), [(3 * at) % 199 for at in range(20)]
+    decoder = TorchDecoder(
+        model, batch=1, capacity=48, compiled=True, linears=choose_step_linears(model)
+    )
+    found = step_logits(decoder, fed)
+    assert torch.ops.llmfit.attend.default is not None
+    with torch.inference_mode():
+        exact = model.float()(torch.tensor([PROMPT + fed])).logits[0, len(PROMPT) - 1 :]
+    assert (found - exact).norm() / exact.norm() < 2**-6
+    decoder.close()
+
+
+def test_the_attention_of_the_model_is_as_before_and_the_layers_too() -> None:
+    """Tracing changes a setting and forwards; afterwards the model is as it was loaded."""
+    model = make(LlamaForCausalLM, LlamaConfig)
+    linears = choose_step_linears(model)
+    decoder = TorchDecoder(model, batch=1, capacity=32, compiled=True, linears=linears)
+    step_logits(decoder, [1, 2])
+    assert model.config._attn_implementation == "sdpa"
+    assert not any("forward" in vars(module) for module in model.modules())
+    cache = decoder._live_cache()
+    step = FixedStep(model, cache, decoder._ids, slots=None, padding=None)  # type: ignore[arg-type]
+    with step.own_attention() as used:
+        assert used and model.config._attn_implementation == ATTENTION
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_a_second_prompt_and_sampling_use_the_same_graph() -> None:
+    """Another prompt and another way of choosing compile nothing anew, and agree with eager."""
+    model = make(LlamaForCausalLM, LlamaConfig)
+    decoder = TorchDecoder(model, batch=1, capacity=48, compiled=True)
+    found = []
+    for prompt in (PROMPT, PROMPT[:9]):
+        decoder.prefill([prompt], Sampling(temperature=1.0, top_k=1))
+        decoder.step()
+        found.append(decoder.tokens())
+    assert len(decoder._graphs) == 1
+    eager = TorchDecoder(model, batch=1, capacity=48)
+    expected = []
+    for prompt in (PROMPT, PROMPT[:9]):
+        eager.prefill([prompt])
+        eager.step()
+        expected.append(eager.tokens())
+    assert found == expected
+
+
+def test_prompts_of_different_length_are_masked() -> None:
+    """A batch with padding: each sequence continues as alone (float32, where nothing rounds)."""
+    model = make(LlamaForCausalLM, LlamaConfig).float()
+    prompts = [PROMPT, PROMPT[:5]]
+    together = TorchDecoder(model, batch=2, capacity=40, compiled=True)
+    together.prefill(prompts)
+    columns = [together.tokens()]
+    for _ in range(6):
+        together.step()
+        columns.append(together.tokens())
+    for index, prompt in enumerate(prompts):
+        alone = TorchDecoder(model, batch=1, capacity=40)
+        alone.prefill([prompt])
+        expected = alone.tokens()
+        for _ in range(6):
+            alone.step()
+            expected += alone.tokens()
+        assert [column[index] for column in columns] == expected
