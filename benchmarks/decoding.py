@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from llmfit.backends.base import LoadedModel
+from llmfit.decode.base import Decoder
 from llmfit.device.execution import Marks
 from llmfit.records import Device, Environment, Sampled, Workload
 from llmfit.stats import sampled
@@ -55,14 +56,23 @@ class Result:
 
 
 def our_turn(
-    loaded: LoadedModel, prompt: Sequence[int], new_tokens: int, device: Device, *, keep: bool
+    loaded: LoadedModel,
+    prompt: Sequence[int],
+    new_tokens: int,
+    device: Device,
+    *,
+    keep: bool,
+    made: list[Decoder] | None = None,
 ) -> Turn:
     """A turn of llmfit's decoder, closed after it, so that a peer finds the model as loaded.
 
-    With ``keep`` it is made once: a compiled or captured step leaves the model alone.
+    With ``keep`` it is made once, and put into ``made``: a compiled or captured step leaves the
+    model alone.
     """
     capacity = len(prompt) + new_tokens
     kept = loaded.decoder(batch=1, capacity=capacity) if keep else None
+    if kept is not None and made is not None:
+        made.append(kept)
 
     def turn() -> float:
         decoder = kept or loaded.decoder(batch=1, capacity=capacity)

@@ -77,6 +77,7 @@ def compare(
     constraints: Constraints | None = None,
     objective: Objective = "speed",
     last_resort: bool = True,
+    profile: bool = False,
 ) -> Comparison:
     """Measure ``model`` in every format of ``backends`` and give a verdict.
 
@@ -89,7 +90,8 @@ def compare(
     only when no ``workload`` is given. ``kv_cache_dtype`` quantises the KV cache of every row but
     the reference; with ``llama_cpp_dir``, a llama.cpp checkout, its converter makes the GGUF.
     ``constraints`` and ``objective`` are what the verdict goes by. With ``last_resort`` a row with
-    offloaded weights is added where nothing fits. A row that fails is a row with its reason. Raises
+    offloaded weights is added where nothing fits. ``profile`` says where each row's decode steps
+    spend their time. A row that fails is a row with its reason. Raises
     UsageError, ModelNotFound or StoreError before anything runs, and ComparisonInterrupted.
     """
     started = time.monotonic()
@@ -123,6 +125,7 @@ def compare(
         offline=absent is None and _must_do_without_hub(spec, evaluation),
         kv_cache_dtype=kv_cache_dtype,
         llama_cpp_dir=_absolute(llama_cpp_dir),
+        profile=profile,
         command=command,
     )
     ready = {backend: _checkpoint_place(place) for backend, place in (checkpoints or {}).items()}

@@ -121,10 +121,12 @@ def measure(
         timed = [run(index) for index in range(workload.warmup, total)]
         after = read_conditions(device)
         progress("measure", total, total)
+        notes = decoder.notes
     finally:
         decoder.close()
     timing = _summarise(warm, timed, workload)
-    return replace(timing, warnings=measurement_warnings(timing.decode.tokens_per_s, before, after))
+    warnings = measurement_warnings(timing.decode.tokens_per_s, before, after)
+    return replace(timing, warnings=warnings, notes=notes)
 
 
 def _run_once(

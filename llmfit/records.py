@@ -232,6 +232,8 @@ class Plan:
     """Logits of the reference row: written by that row, read by all others for the divergence."""
     llama_cpp_dir: str | None = None
     """A llama.cpp checkout whose converter then makes the GGUF, for every architecture."""
+    profile: bool = False
+    """Profile some decode steps after they were timed."""
     command: str | None = None
     """The command line that makes this row again."""
     inputs: dict[str, str] = field(default_factory=dict)
@@ -324,6 +326,8 @@ class Measurement:
     warmup_s: tuple[float, ...]
     """Wall time of each warm-up run; the first includes compilation."""
     warnings: tuple[MeasurementWarning, ...] = ()
+    notes: tuple[str, ...] = ()
+    """What the decoder did otherwise than it should."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -332,6 +336,26 @@ class Roofline:
 
     limit_tokens_per_s: float | None = None
     fraction: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProfileGroup:
+    """Kernels of one kind in a decode step, or what is between all of them."""
+
+    name: str
+    step_s: float
+    share: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepProfile:
+    """Where the time of a decode step goes."""
+
+    step_s: float
+    """Of a step without the profiler."""
+    steps: int
+    """Profiled, after as many that were timed."""
+    groups: tuple[ProfileGroup, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -551,6 +575,8 @@ class RunRecord:
     difference: QualityDifference | None = None
     """Against the reference row; None for that row itself and where nothing is comparable."""
     warnings: tuple[MeasurementWarning, ...] = ()
+    profile: StepProfile | None = None
+    """Only where it was asked for, and PyTorch runs the row."""
     measure_s: float | None = None
     """Seconds of warm-ups and timed runs, compilation included."""
     evaluate_s: float | None = None

@@ -30,6 +30,11 @@ def add_workload(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="runs before the timed ones (default: %(default)s)",
     )
+    group.add_argument(
+        "--profile",
+        action="store_true",
+        help="say where a decode step of each PyTorch row spends its time, by groups of kernels",
+    )
 
 
 def add_machine(parser: argparse.ArgumentParser) -> None:

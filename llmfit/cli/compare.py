@@ -107,6 +107,7 @@ def run(args: argparse.Namespace) -> int:
                 llama_cpp_dir=args.llama_cpp,
                 constraints=constraints,
                 objective=args.objective,
+                profile=args.profile,
             )
     except ComparisonInterrupted as exc:
         _publish(exc.comparison, args)

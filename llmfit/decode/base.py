@@ -64,6 +64,11 @@ class Decoder(ABC):
     capacity: int
     """Tokens per sequence that the cache holds, prompt included."""
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the steps up to now did otherwise than they should; for the row's record."""
+        return ()
+
     @abstractmethod
     def prefill(self, prompts: Sequence[Sequence[int]], sampling: Sampling = GREEDY) -> None:
         """Run ``prompts`` (B token-id lists, lengths may differ) and choose each first new token.

@@ -2,6 +2,7 @@
 
     step: transformers' forward over a fixed cache
       ─► Dynamo ─► one FX graph ─► inductor ─► called with the tensors that were traced, no guards
+      ─► on a GPU, traced or not ─► CUDA graph ─► replayed: one launch
 
 Everything that changes from step to step lives in tensors that stay where they are: the ids, the
 cache and the number of tokens in it.
@@ -25,7 +26,10 @@ Step = Callable[[], torch.Tensor]
 """Feeds the ids that are in their tensor [B, 1] and returns logits [B, V]."""
 
 ATTENTION = "llmfit_decode"
-"""The name by which transformers finds ``torch.ops.llmfit.attend``."""
+"""The name by which transformers finds the attention of a traced step."""
+_WARM_UPS = 3
+"""Runs before a capture, in which libraries allocate what they keep. Source: PyTorch's notes on
+CUDA graphs."""
 
 
 class FixedStep:
@@ -70,20 +74,21 @@ class FixedStep:
 
     @contextmanager
     def own_attention(self) -> Iterator[bool]:
-        """Let the step attend by llmfit's kernel, where it can; says whether it does.
+        """Let the step, while it is traced, attend by ``_attend``; says whether it does.
 
-        The kernel reads what is filled and not the whole buffer. It takes SDPA's place alone, in
-        bfloat16 on a CPU, and knows no mask beyond a sliding window.
+        It takes SDPA's place alone, and knows no mask but that of what is held and of a sliding
+        window. On a CPU it is llmfit's kernel, for bfloat16.
         """
         config: Any = self._model.config.get_text_config()  # type: ignore[union-attr,operator]
         before = config._attn_implementation
         self._attends_itself = (
             before == "sdpa"
             and self._slots is None
-            and self._model.dtype == torch.bfloat16
-            and self._ids.device.type == "cpu"
             and getattr(self._model, "_supports_attention_backend", False)
-            and why_no_kernels() is None
+            and (
+                self._ids.device.type == "cuda"
+                or (self._model.dtype == torch.bfloat16 and why_no_kernels() is None)
+            )
         )
         if self._attends_itself:
             config._attn_implementation = ATTENTION
@@ -131,6 +136,53 @@ class CompiledStep:
         return logits
 
 
+class CapturedStep:
+    """A step as one CUDA graph: recorded at its first call, replayed by all others.
+
+    Where it cannot be captured it runs as it is, and ``why_not`` says the reason.
+    """
+
+    def __init__(self, step: Step, cache: StaticKVCache) -> None:
+        self._step = step
+        self._cache = cache
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._logits: torch.Tensor | None = None
+        self.why_not: str | None = None
+        """The error of a capture that failed."""
+
+    def __call__(self) -> torch.Tensor:
+        """See ``Step``."""
+        if self.why_not is not None:
+            return self._step()
+        if self._graph is None:
+            self._capture()
+        if self._graph is None or self._logits is None:
+            return self._step()
+        self._graph.replay()
+        return self._logits
+
+    def _capture(self) -> None:
+        """Record the step. Its runs before write one slot, which the first replay fills again."""
+        start = self._cache.position.clone()
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(_WARM_UPS):
+                self._step()
+                self._cache.position.copy_(start)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph):
+                self._logits = self._step()
+        except RuntimeError as exc:  # the step waits for the GPU, or allocates outside its pool
+            self.why_not = str(exc).strip().partition("\n")[0]
+            torch.cuda.synchronize()
+            self._cache.position.copy_(start)
+            return
+        self._graph = graph
+
+
 def _attend(
     module: nn.Module,
     query: torch.Tensor,
@@ -141,12 +193,31 @@ def _attend(
     held_tokens: torch.Tensor,
     scaling: float | None = None,
     sliding_window: int | None = None,
-    **_: object,
+    **others: object,
 ) -> tuple[torch.Tensor, None]:
-    """transformers' attention function of a traced step: query [B, H, 1, D] → [B, 1, H, D]."""
+    """transformers' attention function of a traced step: query [B, H, 1, D] → [B, 1, H, D].
+
+    llmfit's kernel reads what is held alone. SDPA reads the whole buffer; the queries that share a
+    key are its rows, where transformers would repeat keys and values for each of them.
+    """
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     window = sliding_window or 0
-    return torch.ops.llmfit.attend(query, key, value, held_tokens, scale, window), None
+    if query.device.type == "cpu":
+        return torch.ops.llmfit.attend(query, key, value, held_tokens, scale, window), None
+    batch, heads, width = query.shape[0], query.shape[1], query.shape[3]
+    shared = key.shape[1]
+    slots = torch.arange(key.shape[2], device=key.device)
+    seen = slots < held_tokens
+    if window:
+        seen = seen & (slots >= held_tokens - window)
+    out = torch.nn.functional.scaled_dot_product_attention(
+        query.reshape(batch, shared, heads // shared, width),
+        key,
+        value,
+        attn_mask=seen[None, None, None],
+        scale=scale,
+    )
+    return out.reshape(batch, 1, heads, value.shape[-1]), None
 
 
 def _no_mask(*_: object, **__: object) -> None:

@@ -24,7 +24,7 @@ from transformers import Cache
 
 from llmfit.decode.base import GREEDY, Decoder, Sampling
 from llmfit.decode.cache import StaticKVCache
-from llmfit.decode.graph_step import CompiledStep, FixedStep
+from llmfit.decode.graph_step import CapturedStep, CompiledStep, FixedStep
 from llmfit.decode.placement import execution_device
 from llmfit.decode.quantized_cache import quantized_cache
 from llmfit.decode.sampling import choose
@@ -103,7 +103,9 @@ class TorchDecoder(Decoder):
         self._slots = torch.ones((batch, capacity), dtype=torch.bool, device=self._device)
         self._padding = torch.zeros((batch, 1), dtype=torch.int64, device=self._device)
         self._ragged = False
-        self._graphs: dict[bool, CompiledStep] = {}
+        # A GPU replays a graph of the step whatever runs it; a cache that grows has no such graph.
+        self._fixed = kv_cache_dtype is None and (compiled or self._device.type == "cuda")
+        self._graphs: dict[bool, CompiledStep | CapturedStep] = {}
 
     @torch.inference_mode()
     def prefill(self, prompts: Sequence[Sequence[int]], sampling: Sampling = GREEDY) -> None:
@@ -130,8 +132,8 @@ class TorchDecoder(Decoder):
             ).logits
         self._filled = longest
         self._choose(logits[:, -1])
-        if self.compiled and isinstance(cache, StaticKVCache):
-            cache.fix()  # a compiled step keeps the kernels that it was traced with
+        if self._fixed and isinstance(cache, StaticKVCache):
+            cache.fix()  # a graph keeps the kernels that it was made with
         else:
             self._linears.install()
 
@@ -143,7 +145,7 @@ class TorchDecoder(Decoder):
         cache = self._live_cache()
         self._filled += 1
         with self._linears.stepping():
-            if self.compiled and isinstance(cache, StaticKVCache):
+            if self._fixed and isinstance(cache, StaticKVCache):
                 logits = self._graph(cache)()
             else:
                 logits = self._eager_logits(cache)
@@ -160,7 +162,7 @@ class TorchDecoder(Decoder):
         ).logits[:, -1]
         return logits
 
-    def _graph(self, cache: StaticKVCache) -> CompiledStep:
+    def _graph(self, cache: StaticKVCache) -> CompiledStep | CapturedStep:
         """The step's graph; that of prompts of different length is another one."""
         if self._ragged not in self._graphs:
             step = FixedStep(
@@ -170,8 +172,20 @@ class TorchDecoder(Decoder):
                 slots=self._slots if self._ragged else None,
                 padding=self._padding if self._ragged else None,
             )
-            self._graphs[self._ragged] = CompiledStep(step, self._linears)
+            compiled = CompiledStep(step, self._linears)
+            self._graphs[self._ragged] = (
+                CapturedStep(compiled if self.compiled else step, cache)
+                if self._device.type == "cuda"
+                else compiled
+            )
         return self._graphs[self._ragged]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """See ``Decoder.notes``."""
+        captured = [graph for graph in self._graphs.values() if isinstance(graph, CapturedStep)]
+        reasons = dict.fromkeys(graph.why_not for graph in captured if graph.why_not is not None)
+        return tuple(f"decode steps are not one CUDA graph: {reason}" for reason in reasons)
 
     def tokens(self) -> list[int]:
         """See ``Decoder.tokens``."""

@@ -128,13 +128,18 @@ def _predicted_speed(rate: SpeedPrediction | None, detail: Detail) -> str:
 
 
 def _limit(rows: tuple[RunRecord, ...]) -> Column:
-    shares = [row.roofline.fraction for row in rows]
+    known = any(row.roofline.fraction is not None for row in rows)
     return Column(
-        head="of limit",
-        unit="",
-        cells=tuple(UNKNOWN if s is None else format_percent(s, decimals=0) for s in shares),
-        known=any(share is not None for share in shares),
+        head="of limit", unit="tokens/s", cells=tuple(map(_limit_cell, rows)), known=known
     )
+
+
+def _limit_cell(row: RunRecord) -> str:
+    """``92 % of 14.2``: the share that decode reached, and the rate that bandwidth allows."""
+    limit, share = row.roofline.limit_tokens_per_s, row.roofline.fraction
+    if limit is None or share is None:
+        return UNKNOWN
+    return f"{format_percent(share, decimals=0)} of {format_rate(limit)}"
 
 
 def _verdict(comparison: Comparison, row: RunRecord, detail: Detail) -> str:

@@ -18,6 +18,7 @@ from llmfit.units import (
     format_gib,
     format_number,
     format_percent,
+    format_seconds,
 )
 
 _MESSAGES_SHOWN = 3
@@ -172,6 +173,7 @@ def legend(comparison: Comparison, detail: Detail = Detail.ALL) -> tuple[str, ..
         *(_divergence(rows, detail) if detail >= Detail.COMPACT else ()),
         *(_tasks(rows) if detail >= Detail.LEAN else ()),
         *_ties(rows),
+        *_profiles(rows),
         *_duration(comparison),
     )
 
@@ -230,6 +232,18 @@ def _tasks(rows: tuple[RunRecord, ...]) -> tuple[str, ...]:
         ]
         parts.append(f"{plain(name)} ({', '.join(fact for fact in facts if fact)})")
     return (f"tasks by lm-eval, ± standard error: {', '.join(parts)}",) if parts else ()
+
+
+def _profiles(rows: tuple[RunRecord, ...]) -> tuple[str, ...]:
+    """Where each profiled row's decode step goes."""
+    lines = []
+    for row in rows:
+        if row.profile is None:
+            continue
+        groups = (f"{g.name} {format_percent(g.share, decimals=0)}" for g in row.profile.groups)
+        step = format_seconds(row.profile.step_s)
+        lines.append(f"a decode step of {plain(row.backend)}, {step}: {', '.join(groups)}")
+    return tuple(lines)
 
 
 def _duration(comparison: Comparison) -> tuple[str, ...]:

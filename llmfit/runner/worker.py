@@ -29,6 +29,7 @@ from llmfit.device.memory import MemoryMeter, PeakMemory
 from llmfit.errors import DoesNotFit, LlmfitError, TaskUnavailable
 from llmfit.records import Measurement, Memory, Plan, RunRecord, from_json
 from llmfit.runner.messages import Message, Stage, encode
+from llmfit.step_profile import profile_steps
 from llmfit.units import format_bytes
 
 _PROGRESS_INTERVAL_S = 0.1
@@ -132,7 +133,7 @@ def _benchmark(
 ) -> RunRecord:
     started = time.perf_counter()
     timing = deployer.benchmark(progress=progress)
-    return replace(
+    record = replace(
         record,
         measure_s=time.perf_counter() - started,
         decode=timing.decode,
@@ -140,9 +141,16 @@ def _benchmark(
         ttft_s=timing.ttft_s,
         warmup_s=timing.warmup_s,
         warnings=timing.warnings,
+        notes=record.notes + timing.notes,
         compile_s=_compile_s(timing) if record.backend == "compiled" else None,
         memory=_memory(record, meter.read()),
     )
+    plan = deployer.plan
+    if not plan.profile:
+        return record
+    progress("profile", 0, 0)  # after the peak of memory was read
+    found = profile_steps(deployer.model, plan.workload, device=plan.device, seed=plan.seed)
+    return replace(record, profile=found)
 
 
 def _compile_s(timing: Measurement) -> float | None:
