@@ -3,9 +3,9 @@
 The shape of Llama-3.1-8B with random weights, made on the device in each format's own layout, so
 that nothing is downloaded; prompt 512, 256 new tokens, batch 1. Both parties run the same loaded
 weights, one after the other. The limit is the bandwidth at which this GPU's memory is read over the
-bytes that a token reads; the bandwidth of a copy on the device stands beside it. A row whose package
-is missing, or that fails, is skipped with the reason. Needs torch 2.11 and transformers 5.17, or
-later ones, and runs from the source folder.
+bytes that a token reads; the bandwidth of a copy on the device stands beside it. A row whose
+package is missing, or that fails, is skipped with the reason. Needs torch 2.11 and transformers
+5.17, or later ones, and runs from the source folder.
 
     python benchmarks/decode_gpu.py --out benchmarks/results/decode_gpu.json
     python benchmarks/decode_gpu.py --show benchmarks/results/decode_gpu.json
