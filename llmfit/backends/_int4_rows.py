@@ -1,8 +1,8 @@
 """GPTQ and AWQ for many rows on a CPU: one matrix at a time unpacked, then PyTorch's bf16 product.
 
 PyTorch's product over its int4 packing unpacks each weight again for every few rows, and takes
-twice as long as a product in bf16 from some dozens of rows on. Unpacked here, each weight is rounded
-to bf16 once, as the GPU's kernels have it; the matrix is gone when its product is made.
+twice as long as a product in bf16 from some dozens of rows on. Unpacked here, each weight is
+rounded to bf16 once, as the GPU's kernels have it; the matrix is gone when its product is made.
 """
 
 from __future__ import annotations
