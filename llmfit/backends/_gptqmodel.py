@@ -110,20 +110,17 @@ class GptqModelBackend(TorchBackend):
 
     def load(self, plan: Plan, progress: Progress = no_progress) -> LoadedModel:
         """See ``Backend.load``."""
-        from llmfit.backends._int4_rows import unpack_int4_rows
-
         import_gptqmodel()
         loaded = self._random(plan) if plan.weights == "synthetic" else self._real(plan, progress)
         model, artifact = loaded.model, loaded.artifact
         run_one_token(model)
-        unpacked = unpack_int4_rows(model)
         share = quantized_share(model)
         info = LoadInfo(
             kernel=Kernel(linear=linear_kernel(model), attention=loaded.attention),
             dtype=self.id,
             weights_bytes=weights_bytes(model),
             quantized_share=share,
-            notes=(*loaded.notes, share_note(share), *_arithmetic(model), *unpacked),
+            notes=(*loaded.notes, share_note(share), *_arithmetic(model)),
             artifact=None if artifact is None else str(artifact.folder),
             quantize_s=None if artifact is None else artifact.quantize_s,
         )

@@ -170,17 +170,11 @@ def _nf4(layer: Any) -> Forward | None:
     return lambda x: operator(x, codes, absmax, table, bias, block)
 
 
-def takes_int4(layer: Any) -> bool:
-    """True where the layer's weights are in the packing that llmfit's int4 kernels read."""
-    wide = torch.backends.cpu.get_cpu_capability() == "AVX512"
-    return wide and layer.out_features % _INT4_ROWS == 0
-
-
 def _int4(layer: Any) -> Forward | None:
-    if not takes_int4(layer):
+    if layer.out_features % _INT4_ROWS or torch.backends.cpu.get_cpu_capability() != "AVX512":
         return None
     operator, group = torch.ops.llmfit.linear_int4, layer.group_size
-    codes, scales, order = layer.qweight, layer.scales_and_zeros, input_order(layer)
+    codes, scales, order = layer.qweight, layer.scales_and_zeros, _input_order(layer)
 
     def product(x: torch.Tensor) -> torch.Tensor:
         out: torch.Tensor = operator(
@@ -194,7 +188,7 @@ def _int4(layer: Any) -> Forward | None:
 def _int4pack(layer: Any) -> Forward | None:
     """PyTorch's own product, without what GPTQModel does around it."""
     operator, group = torch.ops.aten._weight_int4pack_mm_for_cpu, layer.group_size
-    codes, scales, order = layer.qweight, layer.scales_and_zeros, input_order(layer)
+    codes, scales, order = layer.qweight, layer.scales_and_zeros, _input_order(layer)
 
     def product(x: torch.Tensor) -> torch.Tensor:
         row = x.view(1, -1) if order is None else x.view(1, -1)[:, order]
@@ -209,7 +203,7 @@ def _with_bias(product: Forward, bias: torch.Tensor | None) -> Forward:
     return product if bias is None else lambda x: product(x).add_(bias)
 
 
-def input_order(layer: Any) -> torch.Tensor | None:
+def _input_order(layer: Any) -> torch.Tensor | None:
     """The order in which a GPTQ layer takes its inputs; None for that in which they come.
 
     GPTQModel gathers the inputs of every layer, though only act-order needs it.

@@ -526,48 +526,6 @@ Tensor linear_int4(const Tensor& x, const Tensor& codes, const Tensor& scales_an
   return result;
 }
 
-// The same weights as a matrix bf16[N, K], each rounded once.
-Tensor unpack_int4(const Tensor& codes, const Tensor& scales_and_zeros, int64_t group) {
-  const int64_t groups = scales_and_zeros.size(0), rows = scales_and_zeros.size(1);
-  const int64_t inputs = groups * group;
-  STD_TORCH_CHECK(group > 0 && rows % kInt4Rows == 0, "llmfit: ", rows, " rows in groups of ", group,
-                  " are not packed so");
-  check_matrix(codes, ScalarType::Byte, rows * inputs / 2);
-  check_matrix(scales_and_zeros, ScalarType::BFloat16, 2 * rows * groups);
-  Tensor result = torch::stable::new_empty(scales_and_zeros, {rows, inputs});
-  const bf16* scales = data<bf16>(scales_and_zeros);
-  const uint8_t* packed = data<uint8_t>(codes);
-  bf16* out = mutable_data<bf16>(result);
-  torch::stable::parallel_for(0, rows / kInt4Rows, 1, [&](int64_t begin, int64_t end) {
-    constexpr int64_t kWide = 16;  // inputs transposed at a time
-    bf16 tile[kWide][kInt4Rows];
-    float scale[kInt4Rows], zero[kInt4Rows];
-    for (int64_t row = begin * kInt4Rows; row < end * kInt4Rows; row += kInt4Rows) {
-      const uint8_t* line = packed + row * (inputs / 2);
-      for (int64_t g = 0; g < groups; ++g) {
-        for (int64_t r = 0; r < kInt4Rows; ++r) {
-          const bf16* both = scales + 2 * (g * rows + row + r);
-          scale[r] = to_float(both[0]);
-          zero[r] = to_float(both[1]);
-        }
-        for (int64_t k = g * group; k < (g + 1) * group; k += kWide) {
-          const int64_t wide = std::min(kWide, (g + 1) * group - k);
-          for (int64_t j = 0; j < wide; ++j, line += kInt4Rows / 2)
-            for (int64_t r = 0; r < kInt4Rows / 2; ++r) {
-              const float low = static_cast<float>(int32_t(line[r] & 15) - 8);
-              const float high = static_cast<float>(int32_t(line[r] >> 4) - 8);
-              tile[j][r] = to_bf16(scale[r] * low + zero[r]);
-              tile[j][r + 32] = to_bf16(scale[r + 32] * high + zero[r + 32]);
-            }
-          for (int64_t r = 0; r < kInt4Rows; ++r)
-            for (int64_t j = 0; j < wide; ++j) out[(row + r) * inputs + k + j] = tile[j][r];
-        }
-      }
-    }
-  });
-  return result;
-}
-
 // ------------------------------------------------------------------ attention
 
 #if LLMFIT_AVX512
@@ -769,7 +727,6 @@ STABLE_TORCH_LIBRARY(llmfit, m) {
   m.def(
       "linear_int4(Tensor x, Tensor codes, Tensor scales_and_zeros, Tensor? bias, int group) "
       "-> Tensor");
-  m.def("unpack_int4(Tensor codes, Tensor scales_and_zeros, int group) -> Tensor");
   m.def(
       "attend(Tensor query, Tensor keys, Tensor values, Tensor held, float scale, int window) "
       "-> Tensor");
@@ -782,6 +739,5 @@ STABLE_TORCH_LIBRARY_IMPL(llmfit, CPU, m) {
   m.impl("rescale_int8", TORCH_BOX(&rescale_int8));
   m.impl("linear_4bit_packed", TORCH_BOX(&linear_4bit_packed));
   m.impl("linear_int4", TORCH_BOX(&linear_int4));
-  m.impl("unpack_int4", TORCH_BOX(&unpack_int4));
   m.impl("attend", TORCH_BOX(&attend));
 }

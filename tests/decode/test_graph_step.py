@@ -9,6 +9,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 from llmfit.decode.base import Sampling
+from llmfit.decode.cache import StaticKVCache
 from llmfit.decode.graph_step import ATTENTION, FixedStep
 from llmfit.decode.step_linears import choose_step_linears
 from llmfit.decode.torch_decoder import TorchDecoder
@@ -66,6 +67,26 @@ def test_logits_are_those_of_whole_passes(kind: type, config: type, changes: Any
         exact = model.float()(torch.tensor([PROMPT + fed])).logits[0, len(PROMPT) - 1 :]
     assert (found - exact).norm() / exact.norm() < 2**-6
     decoder.close()
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_an_untraced_fixed_step_is_that_of_whole_passes(attention: str) -> None:
+    """What a CUDA graph records, run as it is: constant shapes, all that is not held masked."""
+    model = make(LlamaForCausalLM, LlamaConfig).float()
+    model.set_attn_implementation(attention)
+    cache = StaticKVCache(2, 40, torch.device("cpu"))
+    ids, fed = torch.zeros((1, 1), dtype=torch.int64), [5, 190, 33]
+    step = FixedStep(model, cache, ids, slots=None, padding=None)
+    with torch.inference_mode():
+        model(torch.tensor([PROMPT]), past_key_values=cache, use_cache=True)
+        cache.fix()
+        found = []
+        for token in fed:
+            ids.fill_(token)
+            found.append(step()[0])
+        exact = model(torch.tensor([PROMPT + fed])).logits[0, len(PROMPT) :]
+    torch.testing.assert_close(torch.stack(found), exact, atol=1e-4, rtol=1e-4)
+    assert int(cache.position) == len(PROMPT) + len(fed)
 
 
 def test_the_attention_of_the_model_is_as_before_and_the_layers_too() -> None:
