@@ -195,9 +195,9 @@ def test_a_killed_worker_costs_only_its_row(tmp_path: Path) -> None:
 
     def kill(backend: str, stage: str, done: int) -> None:
         if backend == "bf16" and stage == "measure":
-            for child in psutil.Process().children():
-                if "llmfit.runner.worker" in " ".join(child.cmdline()):
-                    child.kill()
+            for child in psutil.Process().children(recursive=True):
+                if "llmfit.runner" in " ".join(child.cmdline()) and not child.children():
+                    child.kill()  # the worker, and not the server that it was forked from
 
     comparison = compare(
         backends=["sdpa", "bf16", "nf4"], workload=QUICK, evaluation=None,

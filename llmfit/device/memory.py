@@ -24,6 +24,13 @@ def resident_bytes() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
+def private_bytes() -> int:
+    """Private writable memory that this process has mapped, touched or not; 0 where not told."""
+    import psutil
+
+    return int(getattr(psutil.Process().memory_info(), "data", 0))
+
+
 def resident_bytes_of(pid: int) -> int | None:
     """Resident set of another process; None where it has ended or is not ours to ask."""
     import psutil

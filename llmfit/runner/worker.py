@@ -25,7 +25,7 @@ from llmfit.deployer import Deployer
 from llmfit.device.environment import environment
 from llmfit.device.execution import is_out_of_memory
 from llmfit.device.limits import limit_private_memory
-from llmfit.device.memory import MemoryMeter, PeakMemory
+from llmfit.device.memory import MemoryMeter, PeakMemory, private_bytes, resident_bytes
 from llmfit.errors import DoesNotFit, LlmfitError, TaskUnavailable
 from llmfit.records import Measurement, Memory, Plan, RunRecord, from_json
 from llmfit.runner.messages import Message, Stage, encode
@@ -96,8 +96,10 @@ def run_plan(plan: Plan, progress: Progress) -> RunRecord:
 def _limit_memory(plan: Plan) -> None:
     """Have the system refuse what could never be resident within the RAM budget.
 
-    Mapped weights count as private memory before they are touched, if ever, hence room for them,
-    twice, as a file may be mapped anew while it is; what becomes resident, the parent watches.
+    What this process has mapped already stays out of it, resident or not: a forked one inherits
+    more than it holds. Mapped weights count as private memory before they are touched, if ever,
+    hence room for them, twice, as a file may be mapped anew while it is; what becomes resident,
+    the parent watches.
     Not for a row on a GPU, whose driver maps more addresses than the machine has memory.
     """
     if plan.ram_budget_bytes is None or plan.device != "cpu":
@@ -105,7 +107,8 @@ def _limit_memory(plan: Plan) -> None:
     places = [Path(place) for place in (plan.model.path, plan.checkpoint) if place is not None]
     files = [file for place in places for file in (place.glob("*") if place.is_dir() else [place])]
     mapped = sum(file.stat().st_size for file in files if file.is_file())
-    limit_private_memory(plan.ram_budget_bytes + 2 * mapped + _UNTOUCHED_BYTES)
+    left = max(0, plan.ram_budget_bytes - resident_bytes())
+    limit_private_memory(private_bytes() + left + 2 * mapped + _UNTOUCHED_BYTES)
 
 
 def _load(

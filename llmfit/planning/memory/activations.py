@@ -46,10 +46,10 @@ _EAGER_MASK_BYTES = 2
 _FUSED_MASK_BYTES = 1 + 2
 """Per pair of tokens: the boolean mask, and the additive one that the kernel makes of it."""
 
-_INT8_VALUE_BYTES = {"cuda": 4 + 2 + 2, "cpu": 4 + 4 + 4 + 4}
-"""Per value of a product: int32, then float16 and bfloat16 of it on a GPU; int32, the same in
-float32, the scales' outer product and that of both on a CPU.
-Source: bitsandbytes 0.50, int8_mm_dequant, backends cuda and default."""
+_INT8_VALUE_BYTES = {"cuda": 4 + 2 + 2, "cpu": 4 + 2 + 2}
+"""Per value of a product: int32, then float16 and bfloat16 of it on a GPU; int32, bfloat16 of it
+and the same with the outliers added on a CPU, where llmfit's kernels are.
+Source: bitsandbytes 0.50, int8_mm_dequant, backend cuda; kernels/cpu.cpp."""
 _NF4_DIRECT_TOKENS = 4
 """Up to so many tokens are multiplied straight from packed weights on a GPU.
 Source: bitsandbytes 0.50, backends/cuda/ops.py, _GEMM_4BIT_CUSTOM_FLOOR_M."""
