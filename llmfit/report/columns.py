@@ -41,7 +41,7 @@ def columns(comparison: Comparison, *, detail: Detail = Detail.ALL) -> tuple[Col
     verdict = Column(head="verdict", unit="", cells=verdicts, align="left")
     chosen = [_memory(comparison, detail), _speed(rows, detail)]
     if detail >= Detail.LEAN:
-        chosen.append(_limit(rows))
+        chosen.append(_limit(rows, detail))
     chosen += quality_columns(rows, detail)
     return (format_, *(column for column in chosen if column.known), verdict)
 
@@ -127,19 +127,23 @@ def _predicted_speed(rate: SpeedPrediction | None, detail: Detail) -> str:
     return f"({format_rate(rate.estimate)}: {format_rate(rate.low)}–{format_rate(rate.high)})"
 
 
-def _limit(rows: tuple[RunRecord, ...]) -> Column:
-    known = any(row.roofline.fraction is not None for row in rows)
+def _limit(rows: tuple[RunRecord, ...], detail: Detail) -> Column:
+    rates = detail >= Detail.FULL
     return Column(
-        head="of limit", unit="tokens/s", cells=tuple(map(_limit_cell, rows)), known=known
+        head="of limit",
+        unit="tokens/s" if rates else "",
+        cells=tuple(_limit_cell(row, rates=rates) for row in rows),
+        known=any(row.roofline.fraction is not None for row in rows),
     )
 
 
-def _limit_cell(row: RunRecord) -> str:
-    """``92 % of 14.2``: the share that decode reached, and the rate that bandwidth allows."""
+def _limit_cell(row: RunRecord, *, rates: bool) -> str:
+    """``92 %``, or ``92 % of 14.2``: the share reached, and the rate that bandwidth allows."""
     limit, share = row.roofline.limit_tokens_per_s, row.roofline.fraction
     if limit is None or share is None:
         return UNKNOWN
-    return f"{format_percent(share, decimals=0)} of {format_rate(limit)}"
+    reached = format_percent(share, decimals=0)
+    return f"{reached} of {format_rate(limit)}" if rates else reached
 
 
 def _verdict(comparison: Comparison, row: RunRecord, detail: Detail) -> str:
