@@ -33,6 +33,8 @@ from decoding import (
     Result,
     Row,
     Turn,
+    add_options,
+    bandwidth_turn,
     generate_turn,
     our_turn,
     print_result,
@@ -41,7 +43,6 @@ from decoding import (
 )
 
 from llmfit.deployer import Deployer
-from llmfit.device.bandwidth import measure_bandwidth
 from llmfit.device.environment import environment
 from llmfit.errors import LlmfitError
 from llmfit.files import write_atomically
@@ -110,7 +111,7 @@ def run_row(model: str, backend: str, args: argparse.Namespace) -> Row:
         if backend == "compiled":
             handle = stack.enter_context(_bf16_gguf(torch_model, args.threads))
             turns[LLAMA_CPP_BF16] = llama_turn(handle, prompt, new_tokens, args.threads)
-        turns[BANDWIDTH] = _bandwidth
+        turns[BANDWIDTH] = bandwidth_turn("cpu")
         turns[OURS] = our_turn(loaded, prompt, new_tokens, "cpu", keep=backend == "compiled")
         raced = race(turns, args.rounds, f"{model} {backend}")
     kernel = deployer.info.kernel
@@ -122,14 +123,6 @@ def run_row(model: str, backend: str, args: argparse.Namespace) -> Row:
         kernel=kernel.step or kernel.linear,
         notes=deployer.info.notes,
     )
-
-
-def _bandwidth() -> float:
-    """Bytes per second that memory is read at."""
-    measured = measure_bandwidth("cpu")
-    if measured is None:
-        raise LlmfitError("too little memory is free to measure its bandwidth.")
-    return measured
 
 
 def llama_turn(handle: Any, prompt: Sequence[int], new_tokens: int, threads: int) -> Turn:
@@ -196,14 +189,8 @@ def _arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
-    parser.add_argument("--backends", nargs="+", choices=BACKENDS, default=BACKENDS)
-    parser.add_argument("--prompt-tokens", type=int, default=128)
-    parser.add_argument("--new-tokens", type=int, default=32)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=7, help="counted turns of each party")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--show", type=Path, help="print such a file's figures, run nothing")
-    parser.add_argument("--out", type=Path, help="write all figures to this JSON file")
+    add_options(parser, backends=BACKENDS, prompt_tokens=128, new_tokens=32, rounds=7)
     return parser.parse_args()
 
 

@@ -28,6 +28,8 @@ from decoding import (
     OURS,
     Result,
     Row,
+    add_options,
+    bandwidth_turn,
     generate_turn,
     our_turn,
     print_result,
@@ -37,7 +39,6 @@ from decoding import (
 
 from llmfit.decode.base import Decoder
 from llmfit.deployer import Deployer
-from llmfit.device.bandwidth import measure_bandwidth
 from llmfit.device.environment import environment
 from llmfit.device.execution import Marks, is_out_of_memory, pick_device
 from llmfit.errors import LlmfitError
@@ -110,7 +111,7 @@ def _race(deployer: Deployer, args: argparse.Namespace, workload: Workload, devi
     on_gpu = device == "cuda"
     turns = {
         GENERATE: generate_turn(loaded.model, prompt, workload.new_tokens, device),  # type: ignore[attr-defined]
-        BANDWIDTH: partial(_bandwidth, device),
+        BANDWIDTH: bandwidth_turn(device),
         OURS: our_turn(
             loaded, prompt, workload.new_tokens, device,
             keep=on_gpu or backend == "compiled", made=made,
@@ -127,13 +128,6 @@ def _race(deployer: Deployer, args: argparse.Namespace, workload: Workload, devi
         kernel=kernel.step or kernel.linear,
         notes=deployer.info.notes + notes,
     )
-
-
-def _bandwidth(device: Device) -> float:
-    measured = measure_bandwidth(device)
-    if measured is None:
-        raise LlmfitError("too little memory is free to measure its bandwidth.")
-    return measured
 
 
 def copy_bandwidth(device: Device) -> float:
@@ -153,14 +147,8 @@ def _arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", default="meta-llama/Llama-3.1-8B", help="hub id or folder")
-    parser.add_argument("--backends", nargs="+", choices=BACKENDS, default=BACKENDS)
     parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="cuda")
-    parser.add_argument("--prompt-tokens", type=int, default=512)
-    parser.add_argument("--new-tokens", type=int, default=256)
-    parser.add_argument("--rounds", type=int, default=2, help="counted turns of each party")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--show", type=Path, help="print such a file's figures, run nothing")
-    parser.add_argument("--out", type=Path, help="write all figures to this JSON file")
+    add_options(parser, backends=BACKENDS, prompt_tokens=512, new_tokens=256, rounds=2)
     return parser.parse_args()
 
 

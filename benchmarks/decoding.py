@@ -6,14 +6,18 @@ of a row take their turns one after the other (A B A B …) in one process, over
 
 from __future__ import annotations
 
+import argparse
 import gc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from llmfit.backends.base import LoadedModel
 from llmfit.decode.base import Decoder
+from llmfit.device.bandwidth import measure_bandwidth
 from llmfit.device.execution import Marks
+from llmfit.errors import LlmfitError
 from llmfit.records import Device, Environment, Sampled, Workload
 from llmfit.stats import sampled
 
@@ -120,6 +124,38 @@ def generate_turn(model: Any, prompt: Sequence[int], new_tokens: int, device: De
         return (new_tokens - 1) / sum(seconds)
 
     return turn
+
+
+def bandwidth_turn(device: Device) -> Turn:
+    """Bytes per second at which memory is read; LlmfitError where too little of it is free."""
+
+    def turn() -> float:
+        measured = measure_bandwidth(device)
+        if measured is None:
+            raise LlmfitError("too little memory is free to measure its bandwidth.")
+        return measured
+
+    return turn
+
+
+def add_options(
+    parser: argparse.ArgumentParser,
+    *,
+    backends: Sequence[str],
+    prompt_tokens: int,
+    new_tokens: int,
+    rounds: int,
+) -> None:
+    """The options of both benchmarks, with their defaults."""
+    parser.add_argument("--backends", nargs="+", choices=backends, default=backends)
+    parser.add_argument("--prompt-tokens", type=int, default=prompt_tokens)
+    parser.add_argument("--new-tokens", type=int, default=new_tokens)
+    parser.add_argument(
+        "--rounds", type=int, default=rounds, help="counted turns (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--show", type=Path, help="print such a file's figures, run nothing")
+    parser.add_argument("--out", type=Path, help="write all figures to this JSON file")
 
 
 def race(turns: Mapping[str, Turn], rounds: int, label: str) -> dict[str, Sampled]:

@@ -129,9 +129,9 @@ def compare(
         command=command,
     )
     ready = {backend: _checkpoint_place(place) for backend, place in (checkpoints or {}).items()}
-    with nullcontext() if absent else fork_server(offline=asked.offline) as server:
-        if server is not None:
-            import_module("scipy.stats")  # judges the rows; the server imports meanwhile
+    with nullcontext() if absent else fork_server(asked) as server:
+        if server is not None and evaluation is not None:
+            import_module("scipy.stats")  # compares quality; the server imports meanwhile
         environment = probe_environment(bandwidth=absent is None, server=server)
         base = replace(asked, device=_device(device, environment))
         plans = [_plan(base, backend, ready.get(split_id(backend)[0])) for backend in chosen]

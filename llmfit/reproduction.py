@@ -59,7 +59,7 @@ def reproduce(
         )
     plans = [_plan(row, recorded.name) for row in rows]
     _check_inputs(plans, recorded.name)
-    with fork_server(offline=plans[0].offline) as server:
+    with fork_server(plans[0]) as server:
         machine = probe_environment(bandwidth=True, server=server)
         _check_machine(rows, machine, recorded.name)
         comparison = run_plans(

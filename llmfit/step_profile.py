@@ -39,23 +39,27 @@ _MARKS: tuple[tuple[str, tuple[str, ...]], ...] = (
 def profile_steps(
     model: LoadedModel, workload: Workload, *, device: Device, seed: int = 0
 ) -> StepProfile | None:
-    """Profile decode steps of ``workload``; None for a model that PyTorch does not run.
+    """Profile decode steps after the prompt of ``workload``.
 
-    Raises UsageError where the workload does not fit the model's context.
+    None for a model that PyTorch does not run, and where its context leaves no room for steps.
     """
-    if not hasattr(model, "model") or model.info.kernel.linear.startswith("llama.cpp"):
-        return None
     import torch
     from torch.profiler import ProfilerActivity, profile
 
-    steps = max(1, min(_MOST_STEPS, (workload.new_tokens - 1 - _WARM_STEPS) // 2))
-    capacity = workload.prompt_tokens + _WARM_STEPS + 2 * steps + 1
+    from llmfit.decode.torch_decoder import TorchDecoder
+
+    room = model.context_length - workload.prompt_tokens
+    steps = min(_MOST_STEPS, (room - _WARM_STEPS) // 2)
+    if steps < 1:
+        return None
     decoder = model.decoder(
         batch=workload.batch,
-        capacity=min(capacity, model.context_length),
+        capacity=workload.prompt_tokens + _WARM_STEPS + 2 * steps,
         prefill_chunk=workload.prefill_chunk,
     )
     try:
+        if not isinstance(decoder, TorchDecoder):
+            return None
         decoder.prefill(random_prompts(workload, model.vocab_size, seed))
         for _ in range(_WARM_STEPS):
             decoder.step()

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llmfit.errors import ModelLoadError, UsageError
 from llmfit.models import local_folder, resolve
 from llmfit.quantization import Facts
 from llmfit.records import ModelSpec
-
-if TYPE_CHECKING:
-    pass
 
 _SHAPE = (
     "model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",

@@ -74,6 +74,7 @@ class HfModel(LoadedModel):
         kv_cache_dtype: KvCacheDtype | None = None,
         own_kernels: bool = True,
     ) -> None:
+        from llmfit.decode.graph_step import attends_itself
         from llmfit.decode.step_linears import choose_step_linears
 
         config: Any = model.config.get_text_config()  # type: ignore[union-attr,operator]
@@ -82,9 +83,17 @@ class HfModel(LoadedModel):
         if kv_cache_dtype is not None:
             info = _with_cache(info, model, kv_cache_dtype)
         self._linears = choose_step_linears(model, own=own_kernels)
+        attention = info.kernel.attention
+        if compiled and model.device.type == "cpu" and attends_itself(model):
+            attention += ", in compiled steps llmfit"
         self.info = replace(
             info,
-            kernel=replace(info.kernel, step=self._linears.kernel, trial_s=self._linears.trial_s),
+            kernel=replace(
+                info.kernel,
+                attention=attention,
+                step=self._linears.kernel,
+                trial_s=self._linears.trial_s,
+            ),
             notes=(*info.notes, *self._linears.notes),
         )
         self.vocab_size = int(config.vocab_size)

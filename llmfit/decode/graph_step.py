@@ -19,6 +19,7 @@ from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from llmfit.decode.cache import StaticKVCache
+from llmfit.decode.placement import execution_device
 from llmfit.decode.step_linears import StepLinears
 from llmfit.kernels.build import why_no_kernels
 
@@ -81,21 +82,26 @@ class FixedStep:
         """
         config: Any = self._model.config.get_text_config()  # type: ignore[union-attr,operator]
         before = config._attn_implementation
-        self._attends_itself = (
-            before == "sdpa"
-            and self._slots is None
-            and getattr(self._model, "_supports_attention_backend", False)
-            and (
-                self._ids.device.type == "cuda"
-                or (self._model.dtype == torch.bfloat16 and why_no_kernels() is None)
-            )
-        )
+        self._attends_itself = self._slots is None and attends_itself(self._model)
         if self._attends_itself:
             config._attn_implementation = ATTENTION
         try:
             yield self._attends_itself
         finally:
             config._attn_implementation = before
+
+
+def attends_itself(model: nn.Module) -> bool:
+    """True where a traced step of prompts of one length attends by ``_attend``."""
+    config: Any = model.config.get_text_config()  # type: ignore[union-attr,operator]
+    return (
+        config._attn_implementation == "sdpa"
+        and bool(getattr(model, "_supports_attention_backend", False))
+        and (
+            execution_device(model).type == "cuda"
+            or (model.dtype == torch.bfloat16 and why_no_kernels() is None)
+        )
+    )
 
 
 class CompiledStep:
@@ -193,6 +199,7 @@ def _attend(
     held_tokens: torch.Tensor,
     scaling: float | None = None,
     sliding_window: int | None = None,
+    position_bias: torch.Tensor | None = None,
     **others: object,
 ) -> tuple[torch.Tensor, None]:
     """transformers' attention function of a traced step: query [B, H, 1, D] → [B, 1, H, D].
@@ -200,6 +207,8 @@ def _attend(
     llmfit's kernel reads what is held alone. SDPA reads the whole buffer; the queries that share a
     key are its rows, where transformers would repeat keys and values for each of them.
     """
+    if position_bias is not None:
+        raise NotImplementedError("a compiled step knows no bias by position")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     window = sliding_window or 0
     if query.device.type == "cpu":

@@ -75,7 +75,7 @@ class StepLinears:
         """Run the layers by these kernels from now on; a second call does nothing."""
         if self._before is not None:
             return
-        # A hook of accelerate's is a forward of the layer's own, to be put back.
+        # A forward of the layer's own, as int8 layers have for many rows, is to be put back.
         self._before = {layer: vars(layer).get("forward") for layer in self._forwards}
         for layer, forward in self._forwards.items():
             inputs: Any = layer.in_features
@@ -132,14 +132,18 @@ class _Kernel:
 
 
 def _is_tried(layer: nn.Module) -> bool:
-    """True for a layer in a format that there is another kernel for, on a CPU, in bfloat16."""
+    """True for a layer in a format that there is another kernel for, on a CPU, in bfloat16.
+
+    An unquantised layer whose forward somebody has wrapped, to round its inputs or to fetch its
+    weights, say, is more than its product.
+    """
     kind = type(layer).__name__
     tensors = [*layer.parameters(), *layer.buffers()]
-    return (
-        kind in _KERNELS
-        and all(tensor.device.type == "cpu" for tensor in tensors)
-        and (kind != "Linear" or layer.weight.dtype == torch.bfloat16)
-    )
+    if kind not in _KERNELS or any(tensor.device.type != "cpu" for tensor in tensors):
+        return False
+    if kind != "Linear":
+        return True
+    return "forward" not in vars(layer) and layer.weight.dtype == torch.bfloat16
 
 
 def _bf16(layer: Any) -> Forward | None:
@@ -233,7 +237,8 @@ class _Trial:
     """One shape of layer: seconds a layer of each candidate that gives the library's result."""
 
     layers: list[nn.Module]
-    kernels: dict[str, _Kernel] = field(default_factory=dict)
+    forwards: dict[str, list[Forward]] = field(default_factory=dict)
+    """Of each kernel beside the library's, for all ``layers``."""
     seconds: dict[str, float] = field(default_factory=dict)
     refused: list[str] = field(default_factory=list)
 
@@ -260,12 +265,12 @@ def _try(layers: list[nn.Module], *, own: bool) -> _Trial:
     runs: dict[str, list[Forward]] = {_LIBRARY: [layer.forward for layer in some]}
     if trial.plain:
         runs[_WITHOUT_ONEDNN] = [partial(_run_without_onednn, layer.forward) for layer in some]
-    for kernel in _KERNELS[type(some[0]).__name__]:
+    for kernel in _KERNELS[trial.kind]:
         if own or not kernel.own:
-            forwards = [forward for layer in some if (forward := kernel.bind(layer)) is not None]
-            if len(forwards) == len(some):
-                trial.kernels[kernel.name] = kernel
-                runs[kernel.name] = forwards
+            bound = [forward for layer in layers if (forward := kernel.bind(layer)) is not None]
+            if len(bound) == len(layers):
+                trial.forwards[kernel.name] = bound
+                runs[kernel.name] = bound[:_LAYERS]
     expected = runs[_LIBRARY][0](x).float()
     for name in [name for name in runs if name != _LIBRARY]:
         difference = (runs[name][0](x).float() - expected).norm() / expected.norm()
@@ -317,7 +322,9 @@ def _without_onednn() -> Iterator[None]:
 
 def _for_one_row(fast: Forward, general: Forward, inputs: int) -> Forward:
     def forward(x: torch.Tensor) -> torch.Tensor:
-        return fast(x) if x.numel() == inputs else general(x)
+        if x.numel() != inputs or x.dtype != torch.bfloat16:
+            return general(x)
+        return fast(x.contiguous())
 
     return forward
 
@@ -339,10 +346,8 @@ def _chosen(trials: Sequence[_Trial], missing: str | None) -> StepLinears:
         if best != _LIBRARY:
             names.append(best)
         for trial in own:
-            kernel = trial.kernels.get(best) if best in trial.seconds else None
-            if kernel is not None:
-                bound = {layer: kernel.bind(layer) for layer in trial.layers}
-                forwards |= {layer: each for layer, each in bound.items() if each is not None}
+            if best in trial.seconds and best in trial.forwards:
+                forwards |= dict(zip(trial.layers, trial.forwards[best], strict=True))
     return StepLinears(
         forwards,
         onednn=onednn,

@@ -17,6 +17,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from importlib import import_module
 from types import TracebackType
@@ -31,20 +32,19 @@ PRELOADED = (
     "transformers.models.llama.modeling_llama",
     "accelerate",
     "scipy.stats",
-    "lm_eval.evaluator",
-    "lm_eval.tasks",
-    "llmfit.evaluate.score",
 )
-"""What most rows import, of those that are installed. bitsandbytes and GPTQModel ask for the GPU or
-start threads when they are imported: their rows do that themselves."""
+SCORING = ("lm_eval.evaluator", "lm_eval.tasks", "llmfit.evaluate.score")
+"""What most rows import, and what scoring adds, of those that are installed. bitsandbytes and
+GPTQModel ask for the GPU or start threads when they are imported: their rows do that themselves."""
 
 
 class ForkServer:
     """The parent's end; a context manager. Use it from one thread, for one worker at a time."""
 
-    def __init__(self, environment: dict[str, str]) -> None:
-        """``environment`` is that of the server and all its workers."""
+    def __init__(self, environment: dict[str, str], *, scoring: bool) -> None:
+        """``environment`` is that of the server and its workers; with ``scoring`` they score."""
         self._environment = environment
+        self._modules = PRELOADED + (SCORING if scoring else ())
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
 
@@ -57,8 +57,9 @@ class ForkServer:
         """Start importing; does not wait for it."""
         ours, theirs = socket.socketpair()
         with theirs:
+            descriptor = str(theirs.fileno())
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "llmfit.runner.forkserver", str(theirs.fileno())],
+                [sys.executable, "-m", "llmfit.runner.forkserver", descriptor, *self._modules],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
@@ -120,11 +121,11 @@ class ForkedWorker:
         return self._code
 
 
-def main(descriptor: int) -> None:
-    """Import, then fork at every request until the parent closes its end."""
+def main(descriptor: int, modules: Sequence[str]) -> None:
+    """Import ``modules``, then fork at every request until the parent closes its end."""
     # torch.cuda.is_available() would open the driver, whose state no fork can use.
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
-    for name in PRELOADED:
+    for name in modules:
         with suppress(ImportError):
             import_module(name)
     with socket.socket(fileno=descriptor) as parent:
@@ -156,4 +157,4 @@ def _work(task: Task, stdin: int, log: int, channel: int) -> NoReturn:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), sys.argv[2:])

@@ -208,9 +208,11 @@ def _fork(
         return None
 
 
-def fork_server(*, offline: bool) -> AbstractContextManager[ForkServer | None]:
-    """A server that forks workers; None where the system cannot."""
-    return ForkServer(_environment(offline)) if ForkServer.available() else nullcontext()
+def fork_server(plan: Plan) -> AbstractContextManager[ForkServer | None]:
+    """A server that forks workers for rows like ``plan``; None where the system cannot."""
+    if not ForkServer.available():
+        return nullcontext()
+    return ForkServer(_environment(plan.offline), scoring=plan.evaluation is not None)
 
 
 def _environment(offline: bool) -> dict[str, str]:

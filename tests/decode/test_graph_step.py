@@ -8,12 +8,14 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
+from llmfit.backends.registry import get_backend
 from llmfit.decode.base import Sampling
 from llmfit.decode.cache import StaticKVCache
 from llmfit.decode.graph_step import ATTENTION, FixedStep
 from llmfit.decode.step_linears import choose_step_linears
 from llmfit.decode.torch_decoder import TorchDecoder
 from llmfit.kernels.build import find_compiler
+from llmfit.records import ModelSpec, Plan
 
 pytestmark = [
     pytest.mark.slow,
@@ -62,7 +64,6 @@ def test_logits_are_those_of_whole_passes(kind: type, config: type, changes: Any
         model, batch=1, capacity=48, compiled=True, linears=choose_step_linears(model)
     )
     found = step_logits(decoder, fed)
-    assert torch.ops.llmfit.attend.default is not None
     with torch.inference_mode():
         exact = model.float()(torch.tensor([PROMPT + fed])).logits[0, len(PROMPT) - 1 :]
     assert (found - exact).norm() / exact.norm() < 2**-6
@@ -102,6 +103,28 @@ def test_the_attention_of_the_model_is_as_before_and_the_layers_too() -> None:
     with step.own_attention() as used:
         assert used and model.config._attn_implementation == ATTENTION
     assert model.config._attn_implementation == "sdpa"
+
+
+def test_the_record_names_the_attention_of_the_steps(embedded: ModelSpec) -> None:
+    """Compiled steps attend by llmfit's kernel on a CPU, uncompiled ones by SDPA."""
+    names = {}
+    for backend in ("sdpa", "compiled"):
+        plan = Plan(backend=backend, model=embedded, device="cpu", threads=1)
+        with get_backend(backend).load(plan) as loaded:
+            kernel = loaded.info.kernel
+            names[backend] = kernel.attention
+            decoder = loaded.decoder(batch=1, capacity=32)
+            assert isinstance(decoder, TorchDecoder)
+            step = FixedStep(
+                decoder._model,
+                decoder._live_cache(),
+                decoder._ids,
+                slots=None,
+                padding=None,  # type: ignore[arg-type]
+            )
+            with step.own_attention() as used:
+                assert used
+    assert names == {"sdpa": "sdpa", "compiled": "sdpa, in compiled steps llmfit"}
 
 
 def test_a_second_prompt_and_sampling_use_the_same_graph() -> None:

@@ -70,17 +70,36 @@ def test_kernels_are_in_place_between_install_and_remove() -> None:
 
 @needs_compiler
 @pytest.mark.usefixtures("preferred")
-def test_a_hook_around_a_layer_is_put_back() -> None:
-    """accelerate replaces ``forward`` too: it is there again after ``remove``."""
-    model = Two()
-    hooked = model.first.forward
-    model.first.forward = lambda x: hooked(x) * 1  # type: ignore[method-assign]
-    before = model.first.forward
+def test_a_wrapped_layer_is_left_alone() -> None:
+    """What rounds a layer's inputs, or fetches its weights, runs in steps too."""
+    model, x = Two(), torch.randn(1, 1, 96).bfloat16()
+    plain = model.first.forward
+    model.first.forward = lambda x: plain(x.round())  # type: ignore[method-assign]
+    wrapped = model.first.forward
     chosen = choose_step_linears(model)
-    chosen.install()
-    assert model.first.forward is not before
+    with torch.inference_mode():
+        expected = model(x)
+        chosen.install()
+        assert model.first.forward is wrapped and "forward" in vars(model.second)
+        torch.testing.assert_close(model(x), expected, rtol=2**-7, atol=1e-2)
     chosen.remove()
-    assert model.first.forward is before
+    assert model.first.forward is wrapped
+
+
+@needs_compiler
+@pytest.mark.usefixtures("preferred")
+def test_rows_that_do_not_suit_the_kernel_are_taken() -> None:
+    """A row with gaps in memory, and one of another type, which PyTorch itself refuses."""
+    model = Two()
+    chosen = choose_step_linears(model)
+    gaps = torch.randn(1, 1, 192).bfloat16()[..., ::2]
+    with torch.inference_mode():
+        expected = model(gaps)
+        chosen.install()
+        torch.testing.assert_close(model(gaps), expected, rtol=2**-7, atol=1e-2)
+        with pytest.raises(RuntimeError, match="dtype"):
+            model(gaps.float())
+    chosen.remove()
 
 
 def test_other_types_and_devices_are_left_alone() -> None:

@@ -47,7 +47,7 @@ def worker_of(pid: int) -> psutil.Process:
 def test_rows_are_those_of_processes_started_anew(embedded: ModelSpec, tmp_path: Path) -> None:
     """Same figures of memory within 15 MB, log in its file, several rows from one server."""
     anew = run_isolated(plan(embedded))
-    with fork_server(offline=True) as server:
+    with fork_server(plan(embedded)) as server:
         machine = probe_environment(server=server)
         assert machine.packages["torch"] == probe_environment().packages["torch"]
         forked = [
@@ -68,7 +68,7 @@ def test_rows_are_those_of_processes_started_anew(embedded: ModelSpec, tmp_path:
 @pytest.mark.slow
 def test_a_killed_worker_leaves_the_server_for_the_next_row(embedded: ModelSpec) -> None:
     """kill -9 is a failed row that names the signal; the next one is forked and runs."""
-    with fork_server(offline=True) as server:
+    with fork_server(plan(embedded)) as server:
         assert server is not None
 
         def kill(stage: str, done: int, total: int) -> None:
@@ -84,7 +84,7 @@ def test_a_killed_worker_leaves_the_server_for_the_next_row(embedded: ModelSpec)
 @pytest.mark.slow
 def test_a_time_limit_ends_a_forked_worker(embedded: ModelSpec) -> None:
     """The worker is killed, and the server goes on."""
-    with fork_server(offline=True) as server:
+    with fork_server(plan(embedded)) as server:
         run_isolated(plan(embedded), server=server)  # imports are done now
         late = run_isolated(plan(embedded, LONG), server=server, time_limit_s=2.0)
         assert "time limit" in str(late.reason)
@@ -96,7 +96,7 @@ def test_a_time_limit_ends_a_forked_worker(embedded: ModelSpec) -> None:
 @pytest.mark.slow
 def test_without_its_server_a_row_starts_anew(embedded: ModelSpec) -> None:
     """A server that was killed is no reason to fail."""
-    with fork_server(offline=True) as server:
+    with fork_server(plan(embedded)) as server:
         for each in servers():
             each.kill()
             each.wait()
@@ -116,7 +116,7 @@ def test_nothing_outlives_a_killed_parent(embedded: ModelSpec, tmp_path: Path) -
         " evaluation=None, threads=1)\n"
         "def told(stage, done, total):\n"
         "    if stage == 'measure': print('measuring', flush=True)\n"
-        "with fork_server(offline=True) as server:\n"
+        "with fork_server(plan) as server:\n"
         "    run_isolated(plan, progress=told, server=server)\n"
     )
     with subprocess.Popen(
@@ -138,8 +138,8 @@ def test_the_server_starts_no_thread_of_pytorchs() -> None:
     script = (
         "import sys, threading\n"
         "from importlib import import_module\n"
-        "from llmfit.runner.forkserver import PRELOADED\n"
-        "for name in PRELOADED: import_module(name)\n"
+        "from llmfit.runner.forkserver import PRELOADED, SCORING\n"
+        "for name in PRELOADED + SCORING: import_module(name)\n"
         "import torch\n"
         "assert threading.active_count() == 1, threading.enumerate()\n"
         "assert not torch.cuda.is_initialized()\n"
