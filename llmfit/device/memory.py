@@ -7,11 +7,13 @@ driver gave to the process beside them.
 from __future__ import annotations
 
 import gc
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from llmfit.device.nvml import driver_used_bytes
 from llmfit.records import Device
@@ -70,6 +72,50 @@ def _peak_from_rusage() -> int | None:
     return int(peak) * (1 if sys.platform == "darwin" else 1024)
 
 
+_PRESENT = 1 << 63
+"""Source: Linux, Documentation/admin-guide/mm/pagemap.rst."""
+_MADV_POPULATE_READ = 22
+"""Source: Linux 5.14, include/uapi/asm-generic/mman-common.h."""
+
+
+def library_pages() -> list[tuple[int, int]]:
+    """Where pages of read-only files are in this process's memory: ``(address, bytes)`` each.
+
+    Empty where the system does not tell. A fork leaves them out, and finds them again one by one.
+    """
+    import numpy as np
+
+    size = os.sysconf("SC_PAGE_SIZE")
+    found: list[tuple[int, int]] = []
+    try:
+        maps = Path("/proc/self/maps").read_text().splitlines()
+        with Path("/proc/self/pagemap").open("rb", buffering=0) as pagemap:
+            for line in maps:
+                addresses, rights, *_, name = line.split(maxsplit=5)
+                if "w" in rights or not name.startswith("/"):
+                    continue
+                start, end = (int(address, 16) for address in addresses.split("-"))
+                pagemap.seek(8 * (start // size))
+                entries = np.frombuffer(pagemap.read(8 * ((end - start) // size)), np.uint64)
+                present = np.pad((entries & np.uint64(_PRESENT)) != 0, 1).astype(np.int8)
+                edges = np.flatnonzero(np.diff(present)).tolist()
+                found += [
+                    (start + first * size, (last - first) * size)
+                    for first, last in zip(edges[::2], edges[1::2], strict=True)
+                ]
+    except OSError:
+        return []
+    return found
+
+
+def map_pages(pages: Iterable[tuple[int, int]]) -> None:
+    """Bring such pages into this process too, which inherited their addresses, where it can."""
+    import ctypes
+
+    for address, size in pages:
+        _of_glibc("madvise", ctypes.c_void_p(address), ctypes.c_size_t(size), _MADV_POPULATE_READ)
+
+
 def return_freed_memory() -> None:
     """Give the C heap's free pages back to the system, where its library can (glibc)."""
     _of_glibc("malloc_trim", 0)
@@ -99,8 +145,8 @@ def freed_tensors_returned() -> Iterator[None]:
         return_freed_memory()
 
 
-def _of_glibc(name: str, *arguments: int) -> None:
-    """Call a function of the C library, where it is one of glibc's own."""
+def _of_glibc(name: str, *arguments: Any) -> None:
+    """Call a function of the C library, where it has such a one."""
     if sys.platform == "linux":
         import ctypes
 

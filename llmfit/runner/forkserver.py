@@ -23,6 +23,7 @@ from importlib import import_module
 from types import TracebackType
 from typing import NoReturn, get_args
 
+from llmfit.device.memory import library_pages, map_pages
 from llmfit.runner.messages import Task
 
 PRELOADED = (
@@ -128,6 +129,7 @@ def main(descriptor: int, modules: Sequence[str]) -> None:
     for name in modules:
         with suppress(ImportError):
             import_module(name)
+    pages = library_pages()
     with socket.socket(fileno=descriptor) as parent:
         while True:
             request, descriptors, _, _ = socket.recv_fds(parent, 1, 3)
@@ -136,6 +138,7 @@ def main(descriptor: int, modules: Sequence[str]) -> None:
             pid = os.fork()
             if pid == 0:
                 parent.close()
+                map_pages(pages)  # or the libraries would count as the model's memory
                 _work(get_args(Task)[request[0]], *descriptors)
             for each in descriptors:
                 os.close(each)
