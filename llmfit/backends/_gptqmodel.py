@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -114,6 +114,7 @@ class GptqModelBackend(TorchBackend):
         loaded = self._random(plan) if plan.weights == "synthetic" else self._real(plan, progress)
         model, artifact = loaded.model, loaded.artifact
         run_one_token(model)
+        _take_inputs_as_they_come(model)
         share = quantized_share(model)
         info = LoadInfo(
             kernel=Kernel(linear=linear_kernel(model), attention=loaded.attention),
@@ -221,6 +222,23 @@ class GptqModelBackend(TorchBackend):
         }
         folder, seconds = cache.get_or_make(self.id, source, settings, make)
         return _Artifact(folder=folder, quantize_s=seconds, notes=_layer_notes(layers))
+
+
+def _take_inputs_as_they_come(model: nn.Module) -> None:
+    """Keep GPTQModel's CPU kernel from gathering the inputs of layers without act-order.
+
+    Its layers, once run, gather by an index of every input, which takes a third of the product's
+    time; in order it changes nothing.
+    """
+    import torch
+
+    layers: Iterable[Any] = model.modules()
+    for layer in layers:
+        order = getattr(layer, "ret_idx", None)
+        if isinstance(order, torch.Tensor) and torch.equal(
+            order, torch.arange(len(order), dtype=order.dtype, device=order.device)
+        ):
+            layer.ret_idx = slice(None)
 
 
 def quantized_share(model: nn.Module) -> float:

@@ -13,9 +13,13 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.functional import pad
 
 from llmfit.kernels.build import why_no_kernels
 
+_OUTLIERS = 16
+"""Zeros make the count of outliers a multiple of it: oneDNN compiles a kernel for every shape,
+which takes ten times as long as the product, and the sums are the same."""
 NOTE = "several tokens at once: rounded and rescaled by llmfit, bit-equal to LLM.int8()"
 
 
@@ -56,5 +60,6 @@ def _forward(layer: Any, general: Callable[[Any], Any], x: torch.Tensor) -> torc
         weights = torch.ops.bitsandbytes.int8_vectorwise_dequant(
             state.CB[:, columns].contiguous(), state.SCB
         )
-        out = out.addmm(rows[:, columns].contiguous(), weights.to(x.dtype).t())
+        spare = -len(columns) % _OUTLIERS
+        out = out.addmm(pad(rows[:, columns], (0, spare)), pad(weights.to(x.dtype), (0, spare)).t())
     return out.view(*x.shape[:-1], -1)

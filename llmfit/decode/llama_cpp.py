@@ -191,10 +191,10 @@ class Context:
         elif not self._lib.llama_memory_seq_rm(self._memory, 0, keep, -1):
             raise LlmfitError(f"llama.cpp cannot cut its KV cache back to {keep} tokens.")
 
-    def share(self, length: int, sequences: range) -> None:
-        """Let empty ``sequences`` begin with the first ``length`` tokens of sequence 0."""
+    def share(self, source: int, length: int, sequences: range) -> None:
+        """Let empty ``sequences`` begin with the first ``length`` tokens of sequence ``source``."""
         for sequence in sequences:
-            self._lib.llama_memory_seq_cp(self._memory, 0, sequence, 0, length)
+            self._lib.llama_memory_seq_cp(self._memory, source, sequence, 0, length)
 
     def drop(self, sequences: range) -> None:
         """Empty ``sequences``; what they share stays with the others."""
@@ -215,6 +215,7 @@ class Batch:
     def __init__(self, size: int, sequences: int) -> None:
         import llama_cpp
 
+        self.size = size
         self.tokens = np.zeros(size, np.int32)
         self.positions = np.zeros(size, np.int32)
         self.wanted = np.zeros(size, np.int8)

@@ -208,14 +208,9 @@ def _with_bias(product: Forward, bias: torch.Tensor | None) -> Forward:
 
 
 def _input_order(layer: Any) -> torch.Tensor | None:
-    """The order in which a GPTQ layer takes its inputs; None for that in which they come.
-
-    GPTQModel gathers the inputs of every layer, though only act-order needs it.
-    """
+    """The order in which a GPTQ layer takes its inputs; None for that in which they come."""
     order = getattr(layer, "ret_idx", None)
-    if order is None or torch.equal(order, torch.arange(len(order), dtype=order.dtype)):
-        return None
-    return order.long()
+    return order.long() if isinstance(order, torch.Tensor) else None
 
 
 _INT4 = (_Kernel("llmfit int4", _int4), _Kernel("PyTorch int4pack", _int4pack, own=False))

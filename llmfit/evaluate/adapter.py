@@ -10,6 +10,7 @@ order of their size, so that a batch pads little; results are put back in the re
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from lm_eval.api.model import TemplateLM
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
 
 _MAX_NEW_TOKENS = 256  # lm-eval's own default for generate_until
+_TEXTS_KEPT = 64
 _GENERATION_KEYS = {"until", "max_gen_toks", "do_sample", "temperature", "top_k", "top_p"}
 
 
@@ -55,6 +57,7 @@ class ModelAdapter(TemplateLM):
         """Tokens that one rolling window feeds; the last of its ids is only predicted."""
         self.rolling_tokens = 0
         """Tokens scored by ``loglikelihood_rolling`` so far."""
+        self._encoded = lru_cache(_TEXTS_KEPT)(self._encode)
 
     @property
     def eot_token_id(self) -> int:
@@ -79,10 +82,16 @@ class ModelAdapter(TemplateLM):
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
     ) -> list[int]:
-        """Token ids; None adds the tokenizer's own special tokens unless the text has its BOS."""
+        """Token ids; None adds the tokenizer's own special tokens unless the text has its BOS.
+
+        A question's choices come one after the other: what they share is encoded once.
+        """
+        return list(self._encoded(string, add_special_tokens))
+
+    def _encode(self, string: str, special: bool | None) -> list[int]:
         encode = self._model.tokenizer.encode
-        if add_special_tokens is not None:
-            return encode(string, special=add_special_tokens)
+        if special is not None:
+            return encode(string, special=special)
         ids = encode(string)
         twice = ids[:2] == [self.prefix_token_id] * 2  # the text itself begins with BOS
         return encode(string, special=False) if twice else ids

@@ -161,11 +161,10 @@ def hellaswag_task(path: Path | None) -> dict[str, Any]:
     questions = load_questions(path)
     return {
         "task": HELLASWAG if path is None else "hellaswag_local",
-        "custom_dataset": _in_memory(questions.rows),
+        "custom_dataset": _in_memory(process_docs(_dataset(questions.rows))),
         "dataset_path": str(path),
         "output_type": "multiple_choice",
         "validation_split": "validation",
-        "process_docs": process_docs,
         "doc_to_text": "{{query}}",
         "doc_to_target": "{{label}}",
         "doc_to_choice": "choices",
@@ -184,7 +183,9 @@ def text_task(path: Path | None, text: Text, limit: int | None) -> dict[str, Any
     pairs = zip(text.originals[:limit], text.documents[:limit], strict=True)
     return {
         "task": WIKITEXT if path is None else "text_local",
-        "custom_dataset": _in_memory([{"page": page, "text": scored} for page, scored in pairs]),
+        "custom_dataset": _in_memory(
+            _dataset([{"page": page, "text": scored} for page, scored in pairs])
+        ),
         "dataset_path": str(path),
         "output_type": "loglikelihood_rolling",
         "validation_split": "validation",
@@ -202,15 +203,15 @@ def _scored_text(doc: dict[str, str]) -> str:
     return doc["text"]  # a template would take a text in brackets for a Python list
 
 
-def _in_memory(docs: Sequence[dict[str, Any]]) -> Any:
-    """A dataset factory of the form lm-eval calls, over documents already read."""
+def _dataset(docs: Sequence[dict[str, Any]]) -> Any:
+    from datasets import Dataset
 
-    def make(**_: Any) -> dict[str, Any]:
-        from datasets import Dataset
+    return Dataset.from_list(list(docs))
 
-        return {"validation": Dataset.from_list(list(docs))}
 
-    return make
+def _in_memory(dataset: Any) -> Any:
+    """A dataset factory of the form lm-eval calls, over documents as its task takes them."""
+    return lambda **_: {"validation": dataset}
 
 
 # ---------------------------------------------------------------- running

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 from llmfit.backends.base import LoadedModel
 from llmfit.backends.registry import get_backend
 from llmfit.decode.base import Window
+from llmfit.decode.llama_cpp import Context
 from llmfit.records import ModelSpec, Plan
 
 pytest.importorskip("llama_cpp")
@@ -28,24 +29,51 @@ def model(embedded: ModelSpec, artifact_cache: Path) -> Iterator[LoadedModel]:
         yield loaded
 
 
-@pytest.fixture(scope="module")
-def windows() -> list[Window]:
-    """Questions of up to twenty endings over one context, some contexts beginning alike."""
-    rng = random.Random(3)
-
-    def tokens(count: int) -> tuple[int, ...]:
-        return tuple(rng.randrange(2048) for _ in range(count))
-
-    start, made = tokens(20), []
-    for endings in (4, 2, 20, 1, 4):
-        context = start + tokens(rng.randrange(1, 40))
+def questions(rng: random.Random, start: tuple[int, ...], endings: Sequence[int]) -> list[Window]:
+    """A question for each of ``endings``, its number of choices; all begin with ``start``."""
+    made = []
+    for count in endings:
+        context = start + tokens(rng, rng.randrange(1, 40))
         made += [
-            Window(context + tokens(rng.randrange(1, 12)), len(context)) for _ in range(endings)
+            Window(context + tokens(rng, rng.randrange(1, 12)), len(context)) for _ in range(count)
         ]
     return made
 
 
-@pytest.mark.parametrize("batch_tokens", [16, 4096])
+def tokens(rng: random.Random, count: int) -> tuple[int, ...]:
+    return tuple(rng.randrange(2048) for _ in range(count))
+
+
+@pytest.fixture(scope="module")
+def windows() -> list[Window]:
+    """Questions that begin alike, others that do not, long contexts, and texts from BOS on."""
+    rng = random.Random(3)
+    return [
+        *questions(rng, tokens(rng, 20), (4, 2, 20, 1, 4)),
+        *questions(rng, tokens(rng, 300), (2, 4, 4)),
+        *questions(rng, tokens(rng, 700), (3,)),
+        *questions(rng, (1,), (4, 4, 70, 4, 1, 1)),
+        *(Window((1, *tokens(rng, length)), 1) for length in (300, 40, 600, 5)),
+    ]
+
+
+def test_a_long_beginning_is_run_once(model: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The examples before the questions of a few-shot task are not fed for each of them."""
+    rng = random.Random(4)
+    asked = questions(rng, tokens(rng, 400), [4] * 40)
+    fed = []
+    run = Context.run
+    monkeypatch.setattr(
+        Context, "run", lambda self, batch: (fed.append(batch.struct.n_tokens), run(self, batch))
+    )
+    assert len(list(model.score(asked, batch_tokens=4096))) == 160
+    own = sum(len(window.ids) - 1 - window.score_from for window in asked)
+    contexts = sum(window.score_from - 400 for window in asked[::4])
+    assert sum(fed) == 400 + contexts + own
+    assert len(fed) < 20
+
+
+@pytest.mark.parametrize("batch_tokens", [16, 128, 4096])
 def test_scores_equal_transformers(
     model: LoadedModel, windows: list[Window], embedded: ModelSpec, batch_tokens: int
 ) -> None:
