@@ -17,9 +17,9 @@ from torch.nn.functional import pad
 
 from llmfit.kernels.build import why_no_kernels
 
-_OUTLIERS = 16
-"""Zeros make the count of outliers a multiple of it: oneDNN compiles a kernel for every shape,
-which takes ten times as long as the product, and the sums are the same."""
+_OUTLIERS, _ROWS = 16, 64
+"""Zeros make the outliers' product a multiple of these: oneDNN compiles a kernel for every shape,
+which takes ten times as long as that product, and the sums are the same."""
 NOTE = "several tokens at once: rounded and rescaled by llmfit, bit-equal to LLM.int8()"
 
 
@@ -60,6 +60,8 @@ def _forward(layer: Any, general: Callable[[Any], Any], x: torch.Tensor) -> torc
         weights = torch.ops.bitsandbytes.int8_vectorwise_dequant(
             state.CB[:, columns].contiguous(), state.SCB
         )
-        spare = -len(columns) % _OUTLIERS
-        out = out.addmm(pad(rows[:, columns], (0, spare)), pad(weights.to(x.dtype), (0, spare)).t())
+        outliers, more = -len(columns) % _OUTLIERS, -len(rows) % _ROWS
+        inputs = pad(rows[:, columns], (0, outliers, 0, more))
+        weights = pad(weights.to(x.dtype), (0, outliers))
+        out = pad(out, (0, 0, 0, more)).addmm(inputs, weights.t())[: len(rows)]
     return out.view(*x.shape[:-1], -1)

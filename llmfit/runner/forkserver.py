@@ -13,6 +13,7 @@ survive a fork, and Windows has none.
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 import subprocess
@@ -126,9 +127,12 @@ def main(descriptor: int, modules: Sequence[str]) -> None:
     """Import ``modules``, then fork at every request until the parent closes its end."""
     # torch.cuda.is_available() would open the driver, whose state no fork can use.
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
+    gc.disable()  # next to nothing of what imports make is garbage, and looking takes a second
     for name in modules:
         with suppress(ImportError):
             import_module(name)
+    gc.freeze()  # nor need a worker's collector look at it, and copy its pages
+    gc.enable()
     pages = library_pages()
     with socket.socket(fileno=descriptor) as parent:
         while True:
