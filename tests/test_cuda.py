@@ -44,6 +44,8 @@ def test_row_runs_on_the_gpu(embedded: ModelSpec, artifact_cache: Path, backend:
     uncaptured = [note for note in record.notes if "not one CUDA graph" in note]
     # LLM.int8() asks on the host whether there are outliers.
     assert len(uncaptured) == (backend == "int8"), uncaptured
+    assert record.kernel is not None
+    assert bool(record.kernel.trial_s) == (backend in ("gptq", "awq")), record.kernel
 
 
 def test_the_budget_is_a_hard_limit(embedded: ModelSpec) -> None:

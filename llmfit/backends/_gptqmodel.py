@@ -34,6 +34,7 @@ from llmfit.backends.base import (
     Progress,
     no_progress,
 )
+from llmfit.errors import ModelLoadError
 from llmfit.quantization import Facts, stored_quantization
 from llmfit.quantize._gptqmodel import (
     BITS,
@@ -53,6 +54,8 @@ from llmfit.records import Kernel, Plan
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from llmfit.backends._int4_trial import KernelChoice
 
 PACKAGES = (
     *TORCH,
@@ -90,6 +93,8 @@ class _Loaded:
     attention: str
     notes: tuple[str, ...]
     artifact: _Artifact | None = None
+    choice: KernelChoice | None = None
+    """The 4-bit kernel that was chosen by a trial."""
 
 
 class GptqModelBackend(TorchBackend):
@@ -113,11 +118,17 @@ class GptqModelBackend(TorchBackend):
         import_gptqmodel()
         loaded = self._random(plan) if plan.weights == "synthetic" else self._real(plan, progress)
         model, artifact = loaded.model, loaded.artifact
+        if loaded.choice is not None:
+            loaded.choice.apply(model)
         run_one_token(model)
         _take_inputs_as_they_come(model)
         share = quantized_share(model)
         info = LoadInfo(
-            kernel=Kernel(linear=linear_kernel(model), attention=loaded.attention),
+            kernel=Kernel(
+                linear=linear_kernel(model),
+                attention=loaded.attention,
+                trial_s={} if loaded.choice is None else loaded.choice.trial_s,
+            ),
             dtype=self.id,
             weights_bytes=weights_bytes(model),
             quantized_share=share,
@@ -137,9 +148,16 @@ class GptqModelBackend(TorchBackend):
         progress("load", 0, 0)  # what was made before is no part of the row's memory
         config = artifact.config(plan.device)
         attention, notes = fused_attention(config)
+        choice, why = self._choose_kernel(plan, config, config.quantization_config, attention)
+        if choice is not None:
+            config.quantization_config["backend"] = choice.backend
         model = load_causal_lm(str(artifact.folder), plan, attention=attention, config=config)
         return _Loaded(
-            model=model, attention=attention, notes=(*artifact.notes, *notes), artifact=artifact
+            model=model,
+            attention=attention,
+            notes=(*artifact.notes, *notes, *why),
+            artifact=artifact,
+            choice=choice,
         )
 
     def _random(self, plan: Plan) -> _Loaded:
@@ -153,14 +171,35 @@ class GptqModelBackend(TorchBackend):
         kept = [name for name in linears if name not in packed]
         facts: Facts = {"quant_method": self.id, "bits": BITS, "group_size": layers.group_size}
         facts |= self.facts(packed, kept)
+        choice, why = self._choose_kernel(plan, config, facts, attention)
+        if choice is not None:
+            facts["backend"] = choice.backend
         model = random_causal_lm(
             plan, config, attention=attention, quantization=facts, pack=self.pack
         )
         return _Loaded(
             model=model,
             attention=attention,
-            notes=(SYNTHETIC_NOTE, *_layer_notes(layers), *notes),
+            notes=(SYNTHETIC_NOTE, *_layer_notes(layers), *notes, *why),
+            choice=choice,
         )
+
+    def _choose_kernel(
+        self, plan: Plan, config: Any, facts: Facts, attention: str
+    ) -> tuple[KernelChoice | None, tuple[str, ...]]:
+        """The kernel for a GPU, with notes; None on a CPU, where a step's kernels are tried later.
+
+        None too, and GPTQModel's own choice, for other widths than 4 bits and where a trial fails.
+        """
+        if plan.device != "cuda" or facts.get("bits", BITS) != BITS:
+            return None, ()
+        from llmfit.backends._int4_trial import choose_int4_kernel
+
+        try:
+            choice = choose_int4_kernel(plan, config, facts, attention=attention, pack=self.pack)
+        except ModelLoadError as exc:
+            return None, (f"kernels not tried, GPTQModel's own choice: {exc.message}",)
+        return choice, choice.notes
 
     @abstractmethod
     def facts(self, packed: Sequence[str], kept: Sequence[str]) -> Facts:
@@ -242,14 +281,11 @@ def _take_inputs_as_they_come(model: nn.Module) -> None:
 
 
 def quantized_share(model: nn.Module) -> float:
-    """Share of the parameters that sit in GPTQModel's layers, 0…1, tied tensors counted once."""
-    from gptqmodel.nn_modules.qlinear import BaseQuantLinear
+    """Share of the parameters that sit in the quantised layers, 0…1, tied tensors counted once."""
+    from llmfit.backends._int4_trial import int4_layers
 
-    quantized = sum(
-        module.in_features * module.out_features
-        for module in model.modules()
-        if isinstance(module, BaseQuantLinear)
-    )
+    layers: Iterable[Any] = int4_layers(model)
+    quantized = sum(layer.in_features * layer.out_features for layer in layers)
     other = sum(parameter.numel() for parameter in model.parameters())
     return float(quantized / (quantized + other))
 

@@ -92,7 +92,7 @@ class HfModel(LoadedModel):
                 info.kernel,
                 attention=attention,
                 step=self._linears.kernel,
-                trial_s=self._linears.trial_s,
+                trial_s=info.kernel.trial_s | self._linears.trial_s,
             ),
             notes=(*info.notes, *self._linears.notes),
         )

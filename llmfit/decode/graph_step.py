@@ -148,13 +148,14 @@ class CapturedStep:
     Where it cannot be captured it runs as it is, and ``why_not`` says the reason.
     """
 
-    def __init__(self, step: Step, cache: StaticKVCache) -> None:
+    def __init__(self, step: Step, cache: StaticKVCache, *, why_not: str | None = None) -> None:
+        """``why_not`` is what is known to keep the step from being captured."""
         self._step = step
         self._cache = cache
         self._graph: torch.cuda.CUDAGraph | None = None
         self._logits: torch.Tensor | None = None
-        self.why_not: str | None = None
-        """The error of a capture that failed."""
+        self.why_not = why_not
+        """The kernel that cannot be captured, or the error of a capture that failed."""
 
     def __call__(self) -> torch.Tensor:
         """See ``Step``."""
@@ -187,6 +188,20 @@ class CapturedStep:
             self._cache.position.copy_(start)
             return
         self._graph = graph
+
+
+def why_not_captured(model: nn.Module) -> str | None:
+    """The kernel that keeps a step of ``model`` from being a CUDA graph; None where none is known.
+
+    A capture that fails half-way leaves PyTorch's state behind, so it is not tried in vain.
+    """
+    for module in model.modules():
+        if type(module).__name__ == "Linear8bitLt" and module.state.threshold > 0:  # type: ignore[union-attr,operator]
+            return (
+                "bitsandbytes' LLM.int8() (Linear8bitLt) asks the host in every layer whether its "
+                "inputs have outliers"
+            )
+    return None
 
 
 def _attend(

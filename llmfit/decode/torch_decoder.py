@@ -24,7 +24,7 @@ from transformers import Cache
 
 from llmfit.decode.base import GREEDY, Decoder, Sampling
 from llmfit.decode.cache import StaticKVCache
-from llmfit.decode.graph_step import CapturedStep, CompiledStep, FixedStep
+from llmfit.decode.graph_step import CapturedStep, CompiledStep, FixedStep, why_not_captured
 from llmfit.decode.placement import execution_device
 from llmfit.decode.quantized_cache import quantized_cache
 from llmfit.decode.sampling import choose
@@ -174,7 +174,11 @@ class TorchDecoder(Decoder):
             )
             compiled = CompiledStep(step, self._linears)
             self._graphs[self._ragged] = (
-                CapturedStep(compiled if self.compiled else step, cache)
+                CapturedStep(
+                    compiled if self.compiled else step,
+                    cache,
+                    why_not=why_not_captured(self._model),
+                )
                 if self._device.type == "cuda"
                 else compiled
             )

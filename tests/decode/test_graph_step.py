@@ -8,10 +8,11 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
+from llmfit.backends._hf import HfModel
 from llmfit.backends.registry import get_backend
 from llmfit.decode.base import Sampling
 from llmfit.decode.cache import StaticKVCache
-from llmfit.decode.graph_step import ATTENTION, FixedStep
+from llmfit.decode.graph_step import ATTENTION, CapturedStep, FixedStep, why_not_captured
 from llmfit.decode.step_linears import choose_step_linears
 from llmfit.decode.torch_decoder import TorchDecoder
 from llmfit.kernels.build import find_compiler
@@ -125,6 +126,22 @@ def test_the_record_names_the_attention_of_the_steps(embedded: ModelSpec) -> Non
             with step.own_attention() as used:
                 assert used
     assert names == {"sdpa": "sdpa", "compiled": "sdpa, in compiled steps llmfit"}
+
+
+def test_a_kernel_that_cannot_be_captured_is_named(embedded: ModelSpec) -> None:
+    """LLM.int8() is known to ask the host: no capture is tried, and the step runs as it is."""
+    reasons = {}
+    for backend in ("int8", "nf4"):
+        with get_backend(backend).load(
+            Plan(backend=backend, model=embedded, device="cpu", threads=1)
+        ) as loaded:
+            assert isinstance(loaded, HfModel)
+            reasons[backend] = why_not_captured(loaded.model)
+    assert reasons["nf4"] is None
+    assert reasons["int8"] is not None and "Linear8bitLt" in reasons["int8"]
+    cache = StaticKVCache(1, 8, torch.device("cpu"))
+    step = CapturedStep(lambda: torch.ones(1), cache, why_not=reasons["int8"])
+    assert step().item() == 1 and step.why_not == reasons["int8"]
 
 
 def test_a_second_prompt_and_sampling_use_the_same_graph() -> None:

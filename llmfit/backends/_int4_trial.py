@@ -1,0 +1,246 @@
+"""Which 4-bit kernel a GPTQ or AWQ row runs with on a GPU: tried on the model's first blocks.
+
+    config, cut to two blocks ─► the same random weights through each kernel's own loading
+      ─► equal to plain torch? ─► seconds of a step (one CUDA graph) and of a prompt
+      ─► the kernel with which the workload takes least
+
+A kernel is chosen by its backend's name in GPTQModel, or is PyTorch's own (``_tinygemm``), which is
+made from the layers of plain torch operations. All is in the record: ``kernel.trial_s``.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from statistics import median
+from typing import Any
+
+import torch
+from torch import nn
+
+from llmfit.backends._synthetic import Pack, random_causal_lm
+from llmfit.backends._tinygemm import TinyGemmLinear, to_tinygemm
+from llmfit.decode.step_linears import TOLERANCE
+from llmfit.device.execution import Marks
+from llmfit.quantization import Facts
+from llmfit.records import Device, Plan
+
+TINYGEMM = "tinygemm"
+PLAIN = {"gptq": "torch", "awq": "torch_awq"}
+"""GPTQModel's kernels of plain torch operations, which take any layer and are the reference."""
+CANDIDATES = {
+    "gptq": (TINYGEMM, "marlin", "machete", "exllama_v2", "triton"),
+    "awq": (TINYGEMM, "marlin", "machete", "exllama_v2", "gemm", "gemm_triton"),
+}
+"""Kernels for GPUs beside those; the names are transformers' and GPTQModel's."""
+_BLOCKS = 2
+_WORDS = 256
+"""Vocabulary of the model that is tried: embeddings and head are no part of the trial."""
+_PASSES = 5
+_WARM_UPS = 3
+_LONGEST_S = 120.0
+"""No further kernel is tried after this: some are compiled at their first use."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelChoice:
+    """What a trial found."""
+
+    method: str
+    """``gptq`` or ``awq``."""
+    kernel: str
+    """A backend of GPTQModel's, or ``TINYGEMM``."""
+    trial_s: dict[str, dict[str, float]]
+    """Seconds for all layers of the model: of one token and of the prompt, by the kernel."""
+    notes: tuple[str, ...]
+
+    @property
+    def backend(self) -> str:
+        """The backend to load the checkpoint with."""
+        return PLAIN[self.method] if self.kernel == TINYGEMM else self.kernel
+
+    def apply(self, model: nn.Module) -> None:
+        """Give the kernel to ``model``, which was loaded with ``backend``."""
+        if self.kernel == TINYGEMM:
+            _use_tinygemm(model)
+
+
+@dataclass(slots=True)
+class _Trial:
+    """Runs candidates over the same inputs, and keeps what they took."""
+
+    plan: Plan
+    scale: float
+    """Blocks of the model to one of the trial's."""
+    expected: torch.Tensor | None = None
+    step_s: dict[str, float] = field(default_factory=dict)
+    prompt_s: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def measure(self, name: str, layers: Sequence[nn.Module]) -> None:
+        """Time ``layers`` unless they differ from the reference, which is the first to come."""
+        device = self.plan.device
+        step = _inputs(layers, 1, device)
+        outputs = torch.cat([layer(x).float().flatten() for layer, x in step])
+        if self.expected is None:
+            self.expected = outputs
+        difference = float((outputs - self.expected).norm() / self.expected.norm())
+        if not difference <= TOLERANCE:
+            self.notes.append(
+                f"kernel not used, as its results differ: {name} (off by {difference:.1e})"
+            )
+            return
+        prompt = _inputs(layers, self.plan.workload.prompt_tokens, device)
+        run, why_not = _captured(partial(_run, step), device)
+        if why_not is not None:
+            self.notes.append(f"{name} cannot be captured in a CUDA graph: {why_not}")
+        self.step_s[name] = self.scale * _seconds(run, device)
+        self.prompt_s[name] = self.scale * _seconds(partial(_run, prompt), device)
+
+    def fastest(self) -> str:
+        """The kernel with which the plan's workload takes least."""
+        steps = self.plan.workload.new_tokens - 1
+        return min(self.step_s, key=lambda name: self.prompt_s[name] + steps * self.step_s[name])
+
+
+@torch.inference_mode()
+def choose_int4_kernel(
+    plan: Plan,
+    config: Any,
+    facts: Facts,
+    *,
+    attention: str,
+    pack: Pack,
+    names: Sequence[str] | None = None,
+) -> KernelChoice:
+    """Try 4-bit kernels on the plan's device and take the one its workload is fastest with.
+
+    ``config`` is the model's, and ``facts`` its ``quantization_config``; neither is changed.
+    ``names`` are tried instead of ``CANDIDATES``. A kernel that does not load or run is a note.
+    Raises ModelLoadError where not even plain torch operations can run the layers.
+    """
+    method = str(facts["quant_method"])
+    small = _cut(config)
+    trial = _Trial(plan, scale=_blocks_of(config) / _blocks_of(small))
+
+    def layers_with(backend: str) -> list[nn.Module]:
+        model = random_causal_lm(
+            plan,
+            copy.deepcopy(small),
+            attention=attention,
+            quantization={**facts, "backend": backend},
+            pack=pack,
+        )
+        return int4_layers(model)
+
+    started = time.monotonic()
+    plain = layers_with(PLAIN[method])
+    trial.measure(PLAIN[method], plain)
+    for name in CANDIDATES[method] if names is None else names:
+        if time.monotonic() - started > _LONGEST_S:
+            trial.notes.append(f"{name} not tried: the kernels before it took too long")
+            continue
+        try:
+            if name == TINYGEMM:
+                trial.measure(name, [to_tinygemm(layer) for layer in plain])
+            else:
+                trial.measure(name, layers_with(name))
+        except Exception as exc:  # noqa: BLE001 - third parties compile kernels at first use
+            reason = " ".join(str(exc).split())[:200]
+            trial.notes.append(f"{name} not tried: {type(exc).__name__}: {reason}")
+    prompt = f"{plan.workload.prompt_tokens} tokens"
+    return KernelChoice(
+        method=method,
+        kernel=trial.fastest(),
+        trial_s={"1 token": trial.step_s, prompt: trial.prompt_s},
+        notes=tuple(trial.notes),
+    )
+
+
+def int4_layers(model: nn.Module) -> list[nn.Module]:
+    """GPTQModel's layers of ``model`` and those made from them, in its order."""
+    from gptqmodel.nn_modules.qlinear import BaseQuantLinear
+
+    return [
+        module
+        for module in model.modules()
+        if isinstance(module, (BaseQuantLinear, TinyGemmLinear))
+    ]
+
+
+def _use_tinygemm(model: nn.Module) -> None:
+    """Replace the layers of plain torch operations in ``model`` one by one."""
+    from gptqmodel.nn_modules.qlinear import BaseQuantLinear
+
+    names = [name for name, each in model.named_modules() if isinstance(each, BaseQuantLinear)]
+    for name in names:
+        model.set_submodule(name, to_tinygemm(model.get_submodule(name)))
+
+
+def _cut(config: Any) -> Any:
+    """A copy of ``config`` for a model of its first blocks."""
+    small = copy.deepcopy(config)
+    text = small.get_text_config()
+    kinds = getattr(text, "layer_types", None)
+    text.num_hidden_layers = min(_BLOCKS, text.num_hidden_layers)
+    text.vocab_size, text.pad_token_id = min(_WORDS, text.vocab_size), None
+    if kinds is not None:
+        text.layer_types = list(kinds[: text.num_hidden_layers])
+    return small
+
+
+def _blocks_of(config: Any) -> int:
+    return int(config.get_text_config().num_hidden_layers)
+
+
+def _inputs(layers: Sequence[Any], rows: int, device: Device) -> list[tuple[Any, torch.Tensor]]:
+    """Each layer with its inputs [1, rows, K], the same ones for every kernel."""
+    random = torch.Generator(device).manual_seed(0)
+    by_width: dict[int, torch.Tensor] = {}
+    for layer in layers:
+        width = int(layer.in_features)
+        if width not in by_width:
+            values = torch.randn(1, rows, width, generator=random, device=device)
+            by_width[width] = values.bfloat16()
+    return [(layer, by_width[int(layer.in_features)]) for layer in layers]
+
+
+def _run(pairs: Sequence[tuple[Any, torch.Tensor]]) -> None:
+    for layer, x in pairs:
+        layer(x)
+
+
+def _captured(run: Callable[[], None], device: Device) -> tuple[Callable[[], None], str | None]:
+    """``run`` as one CUDA graph; on a CPU, or with the reason where it cannot, as it is."""
+    if device == "cpu":
+        return run, None
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(_WARM_UPS):
+            run()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph):
+            run()
+    except RuntimeError as exc:
+        torch.cuda.synchronize()
+        return run, str(exc).strip().partition("\n")[0]
+    return graph.replay, None
+
+
+def _seconds(run: Callable[[], None], device: Device) -> float:
+    """Median seconds of a call, after one that is not counted."""
+    run()
+    samples = []
+    for _ in range(_PASSES):
+        marks = Marks(device)
+        marks.mark()
+        run()
+        marks.mark()
+        samples += marks.seconds()
+    return median(samples)

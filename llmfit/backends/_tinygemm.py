@@ -1,0 +1,88 @@
+"""PyTorch's own 4-bit product (tinygemm) over the weights of a GPTQ or AWQ layer.
+
+GPTQModel's layer ─► whole multiples of a group's scale ─► codes 0…15 and a zero ─► packed
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+_MIDDLE = 8
+"""The code that stands for the zero. Source: PyTorch, aten/src/ATen/native/cuda/int4mm.cu:
+weight = (code − 8) · scale + zero."""
+_TILES = (8, 4, 2)
+"""Inputs packed together, in tiles of 16. Source: ibid., innerKTiles."""
+
+
+class TinyGemmLinear(nn.Module):
+    """x [..., K] → [..., N] in bfloat16; each ``group`` of codes has a scale and a zero."""
+
+    def __init__(
+        self, codes: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor, bias: Any, group: int
+    ) -> None:
+        """``codes`` uint8[N, K] of 0…15; ``scales`` and ``zeros`` [K / group, N].
+
+        Raises ValueError for shapes that the kernel does not take.
+        """
+        super().__init__()
+        self.out_features, self.in_features = codes.shape
+        self.group = group
+        on_gpu = codes.device.type == "cuda"
+        if on_gpu:
+            tiles = next((n for n in _TILES if self.in_features % (16 * n) == 0), None)
+            if tiles is None or self.out_features % 8:
+                raise ValueError(f"tinygemm takes no layer of {self.in_features}→{len(codes)}")
+            pairs = codes[:, ::2] << 4 | codes[:, 1::2]
+            packed = torch.ops.aten._convert_weight_to_int4pack(pairs.contiguous(), tiles)
+        else:
+            packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.int(), 1)
+        self._product = (
+            torch.ops.aten._weight_int4pack_mm
+            if on_gpu
+            else torch.ops.aten._weight_int4pack_mm_for_cpu
+        )
+        self.register_buffer("packed", packed)
+        self.register_buffer("scales_and_zeros", torch.stack([scales, zeros], -1).bfloat16())
+        self.register_buffer("bias", None if bias is None else bias.bfloat16())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """See the class."""
+        rows = x.reshape(-1, self.in_features)
+        out: torch.Tensor = self._product(rows, self.packed, self.group, self.scales_and_zeros)
+        if self.bias is not None:
+            out = out + self.bias
+        return out.view(*x.shape[:-1], self.out_features)
+
+
+def to_tinygemm(layer: Any) -> TinyGemmLinear:
+    """The same weights as one of GPTQModel's layers of plain torch operations.
+
+    Codes are kept exactly; a group's zero is rounded to bfloat16. Raises ValueError for
+    act-order, whose groups are not of neighbours, and for shapes that tinygemm does not take.
+    """
+    group, scales = int(layer.group_size), layer.scales  # [K / group, N]
+    order = getattr(layer, "g_idx", None)
+    inputs = torch.arange(layer.in_features, device=scales.device)
+    if order is not None and not torch.equal(order.long(), inputs // group):
+        raise ValueError("tinygemm takes no activation order")
+    multiples = _weight(layer).float().view(-1, group, layer.out_features) / scales.float()[:, None]
+    multiples = torch.nan_to_num(multiples).round()  # [K / group, group, N]; a scale may be 0
+    low, high = multiples.amin(1), multiples.amax(1)
+    # Around 8, where codes allow it: the zero is then 0, and exact.
+    middle = torch.full_like(low, _MIDDLE).clamp(max=15 - high).maximum(-low)
+    codes = (multiples + middle[:, None]).to(torch.uint8).view(layer.in_features, -1)
+    return TinyGemmLinear(
+        codes.t().contiguous(), scales, (_MIDDLE - middle) * scales, layer.bias, group
+    )
+
+
+def _weight(layer: Any) -> Any:
+    """Weights [K, N] of a layer, in its scales' type."""
+    if type(layer).__name__ != "AwqTorchLinear":
+        return layer.dequantize_weight()
+    from gptqmodel.quantization.awq.utils.packing_utils import dequantize_gemm
+
+    return dequantize_gemm(layer.qweight, layer.qzeros, layer.scales, layer.bits, layer.group_size)
