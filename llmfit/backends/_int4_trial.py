@@ -23,6 +23,7 @@ from torch import nn
 
 from llmfit.backends._synthetic import Pack, random_causal_lm
 from llmfit.backends._tinygemm import TinyGemmLinear, to_tinygemm
+from llmfit.decode.graph_step import capture, first_line
 from llmfit.decode.step_linears import TOLERANCE
 from llmfit.device.execution import Marks
 from llmfit.quantization import Facts
@@ -40,7 +41,6 @@ _BLOCKS = 2
 _WORDS = 256
 """Vocabulary of the model that is tried: embeddings and head are no part of the trial."""
 _PASSES = 5
-_WARM_UPS = 3
 _LONGEST_S = 120.0
 """No further kernel is tried after this: some are compiled at their first use."""
 
@@ -213,30 +213,20 @@ def _run(pairs: Sequence[tuple[Any, torch.Tensor]]) -> None:
         layer(x)
 
 
-def _captured(run: Callable[[], None], device: Device) -> tuple[Callable[[], None], str | None]:
+def _captured(run: Callable[[], None], device: Device) -> tuple[Callable[[], object], str | None]:
     """``run`` as one CUDA graph; on a CPU, or with the reason where it cannot, as it is."""
     if device == "cpu":
         return run, None
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(_WARM_UPS):
-            run()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
     try:
-        with torch.cuda.graph(graph):
-            run()
+        return capture(run)[0].replay, None
     except RuntimeError as exc:
-        torch.cuda.synchronize()
-        return run, str(exc).strip().partition("\n")[0]
-    return graph.replay, None
+        return run, first_line(exc)
 
 
-def _seconds(run: Callable[[], None], device: Device) -> float:
+def _seconds(run: Callable[[], object], device: Device) -> float:
     """Median seconds of a call, after one that is not counted."""
     run()
-    samples = []
+    samples: list[float] = []
     for _ in range(_PASSES):
         marks = Marks(device)
         marks.mark()

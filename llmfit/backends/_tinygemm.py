@@ -46,14 +46,14 @@ class TinyGemmLinear(nn.Module):
         )
         self.register_buffer("packed", packed)
         self.register_buffer("scales_and_zeros", torch.stack([scales, zeros], -1).bfloat16())
-        self.register_buffer("bias", None if bias is None else bias.bfloat16())
+        self._bias: torch.Tensor | None = None if bias is None else bias.bfloat16()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """See the class."""
         rows = x.reshape(-1, self.in_features)
         out: torch.Tensor = self._product(rows, self.packed, self.group, self.scales_and_zeros)
-        if self.bias is not None:
-            out = out + self.bias
+        if self._bias is not None:
+            out = out + self._bias
         return out.view(*x.shape[:-1], self.out_features)
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -22,6 +22,9 @@ from llmfit.decode.cache import StaticKVCache
 from llmfit.decode.placement import execution_device
 from llmfit.decode.step_linears import StepLinears
 from llmfit.kernels.build import why_no_kernels
+
+T = TypeVar("T")
+Graph = torch.cuda.CUDAGraph
 
 Step = Callable[[], torch.Tensor]
 """Feeds the ids that are in their tensor [B, 1] and returns logits [B, V]."""
@@ -152,7 +155,7 @@ class CapturedStep:
         """``why_not`` is what is known to keep the step from being captured."""
         self._step = step
         self._cache = cache
-        self._graph: torch.cuda.CUDAGraph | None = None
+        self._graph: Graph | None = None
         self._logits: torch.Tensor | None = None
         self.why_not = why_not
         """The kernel that cannot be captured, or the error of a capture that failed."""
@@ -171,23 +174,41 @@ class CapturedStep:
     def _capture(self) -> None:
         """Record the step. Its runs before write one slot, which the first replay fills again."""
         start = self._cache.position.clone()
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(_WARM_UPS):
-                self._step()
-                self._cache.position.copy_(start)
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph):
-                self._logits = self._step()
-        except RuntimeError as exc:  # the step waits for the GPU, or allocates outside its pool
-            self.why_not = str(exc).strip().partition("\n")[0]
-            torch.cuda.synchronize()
+            self._graph, self._logits = capture(
+                self._step, after=lambda: self._cache.position.copy_(start)
+            )
+        except RuntimeError as exc:
+            self.why_not = first_line(exc)
             self._cache.position.copy_(start)
-            return
-        self._graph = graph
+
+
+def capture(run: Callable[[], T], *, after: Callable[[], object] = lambda: None) -> tuple[Graph, T]:
+    """``run`` as a CUDA graph, and what it returns, which every replay fills again.
+
+    It is run some times before, each followed by ``after``. Raises RuntimeError where it waits for
+    the GPU or allocates outside the graph's pool; the GPU is then idle.
+    """
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(_WARM_UPS):
+            run()
+            after()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph):
+            made = run()
+    except RuntimeError:
+        torch.cuda.synchronize()
+        raise
+    return graph, made
+
+
+def first_line(error: RuntimeError) -> str:
+    """CUDA's errors go on with advice to developers of kernels."""
+    return str(error).strip().partition("\n")[0]
 
 
 def why_not_captured(model: nn.Module) -> str | None:
