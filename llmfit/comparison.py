@@ -95,6 +95,7 @@ def compare(
     UsageError, ModelNotFound or StoreError before anything runs, and ComparisonInterrupted.
     """
     started = time.monotonic()
+    _check_device(device)
     if backends is not None:
         check_backends(backends)
     if evaluation is not None:
@@ -210,9 +211,12 @@ def _checkpoint_place(place: str) -> str:
     return str(path.absolute()) if path.exists() else place
 
 
-def _device(asked: str | None, machine: Environment) -> Device:
+def _check_device(asked: str | None) -> None:
     if asked not in (None, "auto", "cpu", "cuda"):
         raise UsageError(f"unknown device {asked!r}; known are auto, cpu, cuda.")
+
+
+def _device(asked: str | None, machine: Environment) -> Device:
     if asked == "cuda" and machine.gpu is None:
         raise UsageError("no CUDA device is visible to torch.", hint="--device cpu")
     return "cpu" if asked == "cpu" or machine.gpu is None else "cuda"

@@ -275,7 +275,7 @@ def test_an_interrupt_keeps_the_finished_rows(tmp_path: Path) -> None:
         ({"workload": Workload(prompt_tokens=5000)}, UsageError, "5000 prompt"),
         ({"workload": Workload(new_tokens=1)}, UsageError, "1 new tokens"),
         ({"model": "./absent"}, ModelNotFound, "absent"),
-        ({"runs_dir": "/proc/none"}, StoreError, "/proc/none"),
+        pytest.param({"runs_dir": "/proc/none"}, StoreError, "/proc/none", marks=pytest.mark.slow),
     ],
 )
 def test_wrong_arguments_are_refused_before_anything_runs(

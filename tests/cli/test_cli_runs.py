@@ -50,6 +50,7 @@ def _umask() -> int:
     return mask
 
 
+@pytest.mark.slow
 def test_no_row_that_ran_is_exit_1(llmfit: Run, folders: tuple[str, ...]) -> None:
     """When every row fails the comparison still prints, with reasons, and the exit code is 1."""
     words = ("compare", "--backends", "bf16", "--time-limit", "0.01", *QUICK, *folders)
@@ -61,6 +62,7 @@ def test_no_row_that_ran_is_exit_1(llmfit: Run, folders: tuple[str, ...]) -> Non
 
 
 @pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
+@pytest.mark.slow
 def test_an_interrupt_keeps_what_was_finished(folders: tuple[str, ...], tmp_path: Path) -> None:
     """Ctrl-C prints the table as far as it is, says so, and exits 130."""
     with subprocess.Popen(

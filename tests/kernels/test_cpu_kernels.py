@@ -218,6 +218,7 @@ def test_what_the_compiler_says_is_passed_on(
     assert not list((tmp_path / "llmfit" / "kernels").glob("*"))
 
 
+@pytest.mark.slow
 def test_a_cache_that_cannot_be_written_is_no_reason(tmp_path: Path) -> None:
     """The kernels are then compiled for this process alone, and nothing is left of it."""
     cache, scratch = tmp_path / "cache", tmp_path / "scratch"

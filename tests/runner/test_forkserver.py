@@ -133,6 +133,7 @@ def test_nothing_outlives_a_killed_parent(embedded: ModelSpec, tmp_path: Path) -
     assert not any(each.is_running() for each in below)
 
 
+@pytest.mark.slow
 def test_the_server_starts_no_thread_of_pytorchs() -> None:
     """What it imports leaves one Python thread, and no CUDA context: a fork could use neither."""
     script = (

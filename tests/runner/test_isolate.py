@@ -54,9 +54,8 @@ def test_a_row_comes_back_measured(embedded: ModelSpec, tmp_path: Path) -> None:
     assert not workers()
 
 
-@pytest.mark.parametrize(
-    "sent", [signal.SIGKILL, pytest.param(signal.SIGSEGV, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGSEGV])
 def test_a_killed_worker_is_a_failed_row(embedded: ModelSpec, sent: signal.Signals) -> None:
     """kill -9 in the middle of measuring gives a failed record that names the signal."""
     stages: list[str] = []
