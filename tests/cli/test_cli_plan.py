@@ -10,6 +10,8 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from llmfit.units import GB
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -58,6 +60,7 @@ def test_a_plan_of_a_quantised_model_offers_no_synthetic_weights(
     assert "synthetic" not in done.stdout
 
 
+@pytest.mark.slow
 def test_compare_without_weights_predicts_and_says_how_to_measure(
     llmfit: Run, user_folders: Path
 ) -> None:

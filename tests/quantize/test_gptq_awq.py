@@ -256,6 +256,7 @@ def test_gptq_errs_less_than_rounding(
         assert 0 < error < 0.9 * rounding
 
 
+@pytest.mark.slow
 def test_checkpoint_names_no_folder_of_this_machine(checkpoints: dict[str, Path]) -> None:
     """The checkpoint's configs hold the format's keys and no temporary path."""
     for method, folder in checkpoints.items():
