@@ -26,6 +26,7 @@ from llmfit.backends._tinygemm import TinyGemmLinear, to_tinygemm
 from llmfit.decode.graph_step import capture, first_line
 from llmfit.decode.step_linears import TOLERANCE
 from llmfit.device.execution import Marks
+from llmfit.errors import ModelLoadError
 from llmfit.quantization import Facts
 from llmfit.records import Device, Plan
 
@@ -97,8 +98,8 @@ class _Trial:
         run, why_not = _captured(partial(_run, step), device)
         if why_not is not None:
             self.notes.append(f"{name} cannot be captured in a CUDA graph: {why_not}")
-        self.step_s[name] = self.scale * _seconds(run, device)
-        self.prompt_s[name] = self.scale * _seconds(partial(_run, prompt), device)
+        step_s, prompt_s = _seconds(run, device), _seconds(partial(_run, prompt), device)
+        self.step_s[name], self.prompt_s[name] = self.scale * step_s, self.scale * prompt_s
 
     def fastest(self) -> str:
         """The kernel with which the plan's workload takes least."""
@@ -139,6 +140,8 @@ def choose_int4_kernel(
     started = time.monotonic()
     plain = layers_with(PLAIN[method])
     trial.measure(PLAIN[method], plain)
+    if not trial.step_s:
+        raise ModelLoadError("plain torch operations give no finite numbers for random weights.")
     for name in CANDIDATES[method] if names is None else names:
         if time.monotonic() - started > _LONGEST_S:
             trial.notes.append(f"{name} not tried: the kernels before it took too long")
