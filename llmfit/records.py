@@ -262,7 +262,8 @@ class Kernel:
     step: str | None = None
     """Kernels of the linear layers in decode steps of one sequence; None where ``linear``."""
     trial_s: dict[str, dict[str, float]] = field(default_factory=dict)
-    """Seconds that a trial measured for the layers of one step: by their class, by the kernel."""
+    """Seconds that a trial measured for all layers, by the kernel: of one step by the class of the
+    layers, or, for 4-bit kernels on a GPU, by the number of tokens run at once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

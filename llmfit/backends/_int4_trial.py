@@ -76,6 +76,8 @@ class _Trial:
     plan: Plan
     scale: float
     """Blocks of the model to one of the trial's."""
+    dtype: torch.dtype = torch.bfloat16
+    """What the model computes in; transformers runs AWQ on a GPU in float16."""
     expected: torch.Tensor | None = None
     step_s: dict[str, float] = field(default_factory=dict)
     prompt_s: dict[str, float] = field(default_factory=dict)
@@ -84,7 +86,7 @@ class _Trial:
     def measure(self, name: str, layers: Sequence[nn.Module]) -> None:
         """Time ``layers`` unless they differ from the reference, which is the first to come."""
         device = self.plan.device
-        step = _inputs(layers, 1, device)
+        step = _inputs(layers, 1, device, self.dtype)
         outputs = torch.cat([layer(x).float().flatten() for layer, x in step])
         if self.expected is None:
             self.expected = outputs
@@ -94,7 +96,7 @@ class _Trial:
                 f"kernel not used, as its results differ: {name} (off by {difference:.1e})"
             )
             return
-        prompt = _inputs(layers, self.plan.workload.prompt_tokens, device)
+        prompt = _inputs(layers, self.plan.workload.prompt_tokens, device, self.dtype)
         run, why_not = _captured(partial(_run, step), device)
         if why_not is not None:
             self.notes.append(f"{name} cannot be captured in a CUDA graph: {why_not}")
@@ -135,6 +137,7 @@ def choose_int4_kernel(
             quantization={**facts, "backend": backend},
             pack=pack,
         )
+        trial.dtype = model.dtype  # type: ignore[assignment]
         return int4_layers(model)
 
     started = time.monotonic()
@@ -199,7 +202,9 @@ def _blocks_of(config: Any) -> int:
     return int(config.get_text_config().num_hidden_layers)
 
 
-def _inputs(layers: Sequence[Any], rows: int, device: Device) -> list[tuple[Any, torch.Tensor]]:
+def _inputs(
+    layers: Sequence[Any], rows: int, device: Device, dtype: torch.dtype
+) -> list[tuple[Any, torch.Tensor]]:
     """Each layer with its inputs [1, rows, K], the same ones for every kernel."""
     random = torch.Generator(device).manual_seed(0)
     by_width: dict[int, torch.Tensor] = {}
@@ -207,7 +212,7 @@ def _inputs(layers: Sequence[Any], rows: int, device: Device) -> list[tuple[Any,
         width = int(layer.in_features)
         if width not in by_width:
             values = torch.randn(1, rows, width, generator=random, device=device)
-            by_width[width] = values.bfloat16()
+            by_width[width] = values.to(dtype)
     return [(layer, by_width[int(layer.in_features)]) for layer in layers]
 
 

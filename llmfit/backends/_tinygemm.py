@@ -18,7 +18,12 @@ _TILES = (8, 4, 2)
 
 
 class TinyGemmLinear(nn.Module):
-    """x [..., K] → [..., N] in bfloat16; each ``group`` of codes has a scale and a zero."""
+    """x [..., K] → [..., N] in bfloat16; each ``group`` of codes has a scale and a zero.
+
+    Inputs of another type, as transformers runs AWQ on a GPU in float16, are rounded to it.
+    """
+
+    bias: torch.Tensor | None
 
     def __init__(
         self, codes: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor, bias: Any, group: int
@@ -46,15 +51,15 @@ class TinyGemmLinear(nn.Module):
         )
         self.register_buffer("packed", packed)
         self.register_buffer("scales_and_zeros", torch.stack([scales, zeros], -1).bfloat16())
-        self._bias: torch.Tensor | None = None if bias is None else bias.bfloat16()
+        self.register_buffer("bias", None if bias is None else bias.bfloat16())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """See the class."""
-        rows = x.reshape(-1, self.in_features)
+        rows = x.reshape(-1, self.in_features).bfloat16()
         out: torch.Tensor = self._product(rows, self.packed, self.group, self.scales_and_zeros)
-        if self._bias is not None:
-            out = out + self._bias
-        return out.view(*x.shape[:-1], self.out_features)
+        if self.bias is not None:
+            out = out + self.bias
+        return out.view(*x.shape[:-1], self.out_features).to(x.dtype)
 
 
 def to_tinygemm(layer: Any) -> TinyGemmLinear:

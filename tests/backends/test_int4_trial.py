@@ -126,6 +126,23 @@ def test_a_model_is_given_the_kernel(method: str, plan: Plan) -> None:
     assert quantized_share(model) == share
 
 
+def test_tinygemm_takes_the_models_type_and_its_biases(plan: Plan) -> None:
+    """Float16 in, float16 out, the same within bfloat16's rounding; a bias is held as a buffer."""
+    layer: Any = trial_of.int4_layers(plain_model("gptq", plan))[0]
+    bias = torch.randn(layer.out_features).bfloat16()
+    layer.bias = bias
+    made = to_tinygemm(layer)
+    x = torch.randn(1, 3, layer.in_features).bfloat16()
+    with torch.inference_mode():
+        exact, half = made(x), made(x.half())
+        layer.bias = None
+        without = to_tinygemm(layer)(x)
+    assert half.dtype == torch.float16 and exact.dtype == torch.bfloat16
+    torch.testing.assert_close(half.bfloat16(), exact, rtol=2**-7, atol=2**-7)
+    torch.testing.assert_close(exact, without + bias, rtol=2**-6, atol=2**-6)
+    assert "bias" in dict(made.named_buffers())
+
+
 def test_a_kernel_with_other_results_is_refused(plan: Plan) -> None:
     """It is a note, and not among those to choose from."""
     layers = trial_of.int4_layers(plain_model("gptq", plan))
