@@ -13,23 +13,25 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import count
 
 from llmfit.backends.base import LoadedModel, Progress, no_progress
 from llmfit.decode.base import Decoder
-from llmfit.device.conditions import read_conditions
-from llmfit.device.execution import Marks, synchronize
+from llmfit.device.energy import EnergyMeter, energy_meter
+from llmfit.device.execution import Marks
 from llmfit.errors import UsageError
 from llmfit.records import (
     Decode,
     Device,
-    Latency,
+    Energy,
     Measurement,
     ModelSpec,
     Prefill,
     Workload,
 )
 from llmfit.reliability import measurement_warnings
-from llmfit.stats import percentile, sampled
+from llmfit.stats import sampled
+from llmfit.timing import latency, timed
 
 
 def random_prompts(workload: Workload, vocab_size: int, seed: int) -> list[list[int]]:
@@ -109,58 +111,73 @@ def measure(
     decoder = model.decoder(
         batch=workload.batch, capacity=capacity, prefill_chunk=workload.prefill_chunk
     )
-    total = workload.warmup + workload.repeats
+    meter = energy_meter(device)
+    turn = count()
 
-    def run(index: int) -> tuple[float, ...]:
-        progress("measure", index, total)
-        return _run_once(decoder, prompts, workload.new_tokens, device)
+    def run(marks: Marks) -> None:
+        counting = meter if next(turn) >= workload.warmup else None
+        _run_once(decoder, prompts, workload.new_tokens, marks, counting)
 
     try:
-        warm = [run(index) for index in range(workload.warmup)]
-        before = read_conditions(device)
-        timed = [run(index) for index in range(workload.warmup, total)]
-        after = read_conditions(device)
-        progress("measure", total, total)
+        times = timed(
+            (run,),
+            warmup=workload.warmup,
+            repeats=workload.repeats,
+            device=device,
+            progress=lambda done, total: progress("measure", done, total),
+        )
         notes = decoder.notes
     finally:
         decoder.close()
-    timing = _summarise(warm, timed, workload)
-    warnings = measurement_warnings(timing.decode.tokens_per_s, before, after)
-    return replace(timing, warnings=warnings, notes=notes)
+    timing = _summarise(_without_reading(times.warm[0]), _without_reading(times.runs[0]), workload)
+    warnings = measurement_warnings(timing.decode.tokens_per_s, times.before, times.after)
+    tokens = workload.batch * (workload.new_tokens - 1) * workload.repeats
+    return replace(timing, warnings=warnings, notes=notes, energy=_energy(meter, tokens))
 
 
 def _run_once(
-    decoder: Decoder, prompts: Sequence[Sequence[int]], new_tokens: int, device: Device
-) -> tuple[float, ...]:
-    """Seconds of prefill, then of each of the ``new_tokens`` − 1 decode steps."""
-    synchronize(device)
-    marks = Marks(device)
+    decoder: Decoder,
+    prompts: Sequence[Sequence[int]],
+    new_tokens: int,
+    marks: Marks,
+    meter: EnergyMeter | None,
+) -> None:
+    """Mark the prefill, the reading of the energy, then each of ``new_tokens`` − 1 decode steps."""
     marks.mark()
     decoder.prefill(prompts)
+    marks.mark()
+    if meter is not None:
+        meter.start()
     marks.mark()
     for _ in range(new_tokens - 1):
         decoder.step()
         marks.mark()
-    return marks.seconds()
+    if meter is not None:
+        meter.stop()
+
+
+def _without_reading(runs: Sequence[tuple[float, ...]]) -> tuple[tuple[float, ...], ...]:
+    """The runs' times of prefill and steps, without the second, of reading the energy."""
+    return tuple((run[0], *run[2:]) for run in runs)
+
+
+def _energy(meter: EnergyMeter | None, tokens: int) -> Energy:
+    """Joules a token of the decode steps of all timed runs."""
+    if meter is None or meter.joules is None:
+        return Energy()
+    return Energy(joules_per_token=meter.joules / tokens, source=meter.source)
 
 
 def _summarise(
     warm: Sequence[tuple[float, ...]], timed: Sequence[tuple[float, ...]], workload: Workload
 ) -> Measurement:
     steps = tuple(run[1:] for run in timed)
-    flat = sorted(second for run in steps for second in run)
     new = workload.batch * (workload.new_tokens - 1)
     prompt = workload.batch * workload.prompt_tokens
     return Measurement(
         decode=Decode(
             tokens_per_s=sampled([new / sum(run) for run in steps]),
-            step=Latency(
-                mean_s=sum(flat) / len(flat),
-                p50_s=percentile(flat, 50),
-                p95_s=percentile(flat, 95),
-                p99_s=percentile(flat, 99),
-                samples_s=steps,
-            ),
+            step=latency(steps),
         ),
         prefill=Prefill(tokens_per_s=sampled([prompt / run[0] for run in timed])),
         ttft_s=sampled([run[0] for run in timed]),

@@ -318,6 +318,15 @@ class Prefill:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Energy:
+    """Energy of decode steps; None where the machine counts none."""
+
+    joules_per_token: float | None = None
+    source: str | None = None
+    """What counted, e.g. ``NVML's energy counter``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
     """Timing of one loaded model under one workload."""
 
@@ -329,6 +338,7 @@ class Measurement:
     warnings: tuple[MeasurementWarning, ...] = ()
     notes: tuple[str, ...] = ()
     """What the decoder did otherwise than it should."""
+    energy: Energy = field(default_factory=Energy)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -357,13 +367,6 @@ class StepProfile:
     steps: int
     """Profiled, after as many that were timed."""
     groups: tuple[ProfileGroup, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Energy:
-    """Energy of decode."""
-
-    joules_per_token: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -73,6 +73,22 @@ def _interval_rank(count: int) -> int:
     return 0
 
 
+def growth_exponent(sizes: Sequence[float], costs: Sequence[float]) -> tuple[float, float]:
+    """The b of cost = a · sizeᵇ by least squares of the logarithms, and its standard error.
+
+    The error is 0 for two sizes, which leave nothing over. Raises ValueError for fewer than two
+    sizes, other lengths, or a value that is not above 0.
+    """
+    from scipy.stats import linregress
+
+    if len(sizes) != len(costs) or len(set(sizes)) < 2:
+        raise ValueError(f"two sizes or more with a cost each, not {len(sizes)} and {len(costs)}.")
+    if min(*sizes, *costs) <= 0:
+        raise ValueError("an exponent needs sizes and costs above 0.")
+    line = linregress([math.log(size) for size in sizes], [math.log(cost) for cost in costs])
+    return float(line.slope), float(line.stderr)
+
+
 def overlap(a: Sampled, b: Sampled) -> bool:
     """True when the intervals of two medians share a point: the two are called a tie."""
     return a.low <= b.high and b.low <= a.high

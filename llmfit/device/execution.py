@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Any
+from typing import Any, Literal
 
 from llmfit.errors import UsageError
 from llmfit.records import Device
+
+TorchDevice = Literal["cpu", "cuda", "mps"]
+"""Where torch can run a module: what a deploy row runs on, and Apple's GPUs."""
 
 
 def cuda_available() -> bool:
@@ -33,43 +36,58 @@ def pick_device(asked: str | None) -> Device:
     return "cpu"
 
 
-def synchronize(device: Device) -> None:
+def pick_torch_device(asked: str | None) -> TorchDevice:
+    """As ``pick_device``, Apple's GPUs among them: None or ``auto`` takes CUDA, else MPS."""
+    import torch
+
+    here = torch.backends.mps.is_available()
+    if asked == "mps" and not here:
+        raise UsageError("no MPS device is visible to torch.", hint="another device: cpu")
+    if asked == "mps" or (asked in (None, "auto") and here and not cuda_available()):
+        return "mps"
+    if asked not in (None, "auto", "cpu", "cuda"):
+        raise UsageError(f"unknown device {asked!r}; known are auto, cpu, cuda, mps.")
+    return pick_device(asked)
+
+
+def synchronize(device: TorchDevice) -> None:
     """Wait for all work queued on the device."""
-    if device == "cuda":
+    if device != "cpu":
         import torch
 
-        torch.cuda.synchronize()
+        (torch.cuda if device == "cuda" else torch.mps).synchronize()
 
 
 class Marks:
-    """Moments between which time is taken: CUDA events on a GPU, the monotonic clock on a CPU.
+    """Moments between which time is taken: events on a GPU, the monotonic clock on a CPU.
 
     ``mark`` costs no synchronisation; ``seconds`` waits for the device once and returns the
     intervals between successive marks.
     """
 
-    def __init__(self, device: Device) -> None:
+    def __init__(self, device: TorchDevice) -> None:
         self._device = device
         self._marks: list[Any] = []
 
     def mark(self) -> None:
         """Note this moment in the device's own order of work."""
-        if self._device == "cuda":
-            import torch
-
-            event = torch.cuda.Event(enable_timing=True)
-            event.record()
-            self._marks.append(event)
-        else:
+        if self._device == "cpu":
             self._marks.append(time.perf_counter())
+            return
+        import torch
+
+        kind = torch.cuda.Event if self._device == "cuda" else torch.mps.Event
+        event = kind(enable_timing=True)
+        event.record()
+        self._marks.append(event)
 
     def seconds(self) -> tuple[float, ...]:
         """The intervals between successive marks, in seconds."""
         synchronize(self._device)
         pairs = zip(self._marks, self._marks[1:], strict=False)
-        if self._device == "cuda":
-            return tuple(start.elapsed_time(end) / 1000.0 for start, end in pairs)
-        return tuple(end - start for start, end in pairs)
+        if self._device == "cpu":
+            return tuple(end - start for start, end in pairs)
+        return tuple(start.elapsed_time(end) / 1000.0 for start, end in pairs)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -22,6 +22,7 @@ from typing import BinaryIO, NoReturn
 from llmfit.backends.base import Progress
 from llmfit.backends.registry import get_backend, split_id
 from llmfit.deployer import Deployer
+from llmfit.device.energy import energy_meter
 from llmfit.device.environment import environment
 from llmfit.device.execution import is_out_of_memory
 from llmfit.device.limits import limit_private_memory
@@ -70,6 +71,7 @@ def run_plan(plan: Plan, progress: Progress) -> RunRecord:
     progress("import", 0, 0)
     backend.prepare(plan)
     import_module("scipy.stats")  # judges the samples before the peak memory is read
+    energy_meter(plan.device)  # what it imports is no part of the model's memory
     meter = MemoryMeter(plan.device)
     deployer = Deployer.from_plan(plan)
     try:
@@ -144,6 +146,7 @@ def _benchmark(
         ttft_s=timing.ttft_s,
         warmup_s=timing.warmup_s,
         warnings=timing.warnings,
+        energy=timing.energy,
         notes=record.notes + timing.notes,
         compile_s=_compile_s(timing) if record.backend == "compiled" else None,
         memory=_memory(record, meter.read()),

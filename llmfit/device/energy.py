@@ -1,0 +1,188 @@
+"""Joules that a GPU or a CPU took over a stretch of work, from the counters that it has.
+
+GPU: NVML's energy counter (Volta on), else its power, sampled at a stated rate
+CPU: RAPL, by zeus (pip install "llmfit[energy]"), where the system lets us read it
+otherwise None
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from abc import ABC, abstractmethod
+from itertools import pairwise
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from llmfit.device.execution import TorchDevice, synchronize
+from llmfit.device.nvml import nvml_device
+
+SAMPLES_PER_S = 10
+"""Rate at which power is read where there is no energy counter. NVML renews it about as often."""
+
+
+class EnergyMeter(ABC):
+    """Joules over one or more stretches of work, ``start`` to ``stop``."""
+
+    source: str
+    """What counted, for people."""
+
+    def __init__(self, device: TorchDevice) -> None:
+        self._device = device
+        self._joules = 0.0
+        self._seconds = 0.0
+        self._began = 0.0
+
+    def start(self) -> None:
+        """Begin a stretch, once the device is idle."""
+        synchronize(self._device)
+        self._begin()
+        self._began = time.perf_counter()
+
+    def stop(self) -> None:
+        """End the stretch, once the device is idle, and add it up."""
+        synchronize(self._device)
+        self._seconds += time.perf_counter() - self._began
+        self._joules += self._end()
+
+    @property
+    def joules(self) -> float | None:
+        """Joules of all stretches; None where the counter did not move at all."""
+        return self._joules if self._joules > 0 else None
+
+    @property
+    def power_w(self) -> float | None:
+        """Mean power over all stretches, in watts."""
+        return None if self.joules is None else self.joules / self._seconds
+
+    @abstractmethod
+    def _begin(self) -> None:
+        """Note where the counter stands."""
+
+    @abstractmethod
+    def _end(self) -> float:
+        """Joules since ``_begin``."""
+
+
+def energy_meter(device: TorchDevice) -> EnergyMeter | None:
+    """A meter of the device's energy; None where this machine tells none."""
+    if device == "cuda":
+        return _gpu_meter()
+    return _cpu_meter() if device == "cpu" else None
+
+
+# ---------------------------------------------------------------- GPU
+
+
+def _gpu_meter() -> EnergyMeter | None:
+    found = nvml_device()
+    if found is None:
+        return None
+    nvml, handle = found
+    for kind in (_NvmlCounter, _NvmlPower):
+        try:
+            return kind(nvml, handle)
+        except nvml.NVMLError:
+            continue
+    return None
+
+
+class _NvmlCounter(EnergyMeter):
+    """NVML's counter of millijoules since the driver was loaded."""
+
+    source = "NVML's energy counter"
+
+    def __init__(self, nvml: ModuleType, handle: Any) -> None:
+        super().__init__("cuda")
+        self._read = lambda: int(nvml.nvmlDeviceGetTotalEnergyConsumption(handle))
+        self._start_mj = self._read()
+
+    def _begin(self) -> None:
+        self._start_mj = self._read()
+
+    def _end(self) -> float:
+        return (self._read() - self._start_mj) / 1000
+
+
+class _NvmlPower(EnergyMeter):
+    """NVML's power in milliwatts, read by a thread and integrated by trapezoids."""
+
+    source = f"NVML's power, sampled {SAMPLES_PER_S} times a second"
+
+    def __init__(self, nvml: ModuleType, handle: Any) -> None:
+        super().__init__("cuda")
+        self._read = lambda: int(nvml.nvmlDeviceGetPowerUsage(handle)) / 1000
+        self._read()  # an old card refuses here
+        self._samples: list[tuple[float, float]] = []
+        self._done = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def _sample(self) -> None:
+        self._samples.append((time.perf_counter(), self._read()))
+
+    def _watch(self) -> None:
+        while not self._done.wait(1 / SAMPLES_PER_S):
+            self._sample()
+
+    def _begin(self) -> None:
+        self._samples.clear()
+        self._done.clear()
+        self._sample()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def _end(self) -> float:
+        self._done.set()
+        if self._thread is not None:
+            self._thread.join()
+        self._sample()
+        return integrated(self._samples)
+
+
+def integrated(samples: list[tuple[float, float]]) -> float:
+    """Joules from moments in seconds and power in watts, by trapezoids."""
+    return sum((b - a) * (p + q) / 2 for (a, p), (b, q) in pairwise(samples))
+
+
+# ---------------------------------------------------------------- CPU
+
+
+_RAPL = (Path("/sys/class/powercap/intel-rapl"), Path("/zeus_sys/class/powercap/intel-rapl"))
+"""Where zeus looks, the second in its containers. AMD's counters bear Intel's name too."""
+
+
+def _cpu_meter() -> EnergyMeter | None:
+    if not any(folder.exists() for folder in _RAPL):
+        return None  # zeus need not be imported for that
+    try:
+        from zeus.device.cpu import get_cpus
+        from zeus.device.exception import ZeusBaseCPUError
+    except ImportError:
+        return None
+    try:
+        cpus = get_cpus()
+    except (ZeusBaseCPUError, PermissionError):
+        return None  # no RAPL, or only root may read it
+    return _Rapl(cpus) if len(cpus) else None
+
+
+class _Rapl(EnergyMeter):
+    """RAPL's counters of all CPU packages, with their DRAM where that is counted."""
+
+    source = "RAPL, all CPU packages of the machine"
+
+    def __init__(self, cpus: Any) -> None:
+        super().__init__("cpu")
+        self._cpus = cpus
+        self._start_mj = self._read()
+
+    def _read(self) -> float:
+        found = [self._cpus.get_total_energy_consumption(i) for i in range(len(self._cpus))]
+        return sum(one.cpu_mj + (one.dram_mj or 0) for one in found)
+
+    def _begin(self) -> None:
+        self._start_mj = self._read()
+
+    def _end(self) -> float:
+        return (self._read() - self._start_mj) / 1000
