@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from llmfit.benchmark import Benchmark, Case
     from llmfit.comparison import compare
     from llmfit.decode.base import Sampling
     from llmfit.deployer import Deployer, Generation
@@ -35,9 +36,15 @@ if TYPE_CHECKING:
         Workload,
     )
     from llmfit.reproduction import reproduce
+    from llmfit.study import StudyOptions, run_study, write_study
+    from llmfit.study_records import BenchmarkComparison, BenchmarkResult, StudyResult
 
 _HOMES = {
     "Advice": "llmfit.planning.advice.advise",
+    "Benchmark": "llmfit.benchmark",
+    "BenchmarkComparison": "llmfit.study_records",
+    "BenchmarkResult": "llmfit.study_records",
+    "Case": "llmfit.benchmark",
     "Comparison": "llmfit.records",
     "ComparisonInterrupted": "llmfit.job",
     "Constraints": "llmfit.planning.verdict.constraints",
@@ -51,6 +58,8 @@ _HOMES = {
     "Observer": "llmfit.job",
     "RunRecord": "llmfit.records",
     "Sampling": "llmfit.decode.base",
+    "StudyOptions": "llmfit.study",
+    "StudyResult": "llmfit.study_records",
     "Verdict": "llmfit.records",
     "Workload": "llmfit.records",
     "compare": "llmfit.comparison",
@@ -59,10 +68,16 @@ _HOMES = {
     "recommend": "llmfit.planning.verdict.recommend",
     "recommend_optimization": "llmfit.planning.advice.advise",
     "reproduce": "llmfit.reproduction",
+    "run_study": "llmfit.study",
+    "write_study": "llmfit.study",
 }
 
 __all__ = [
     "Advice",
+    "Benchmark",
+    "BenchmarkComparison",
+    "BenchmarkResult",
+    "Case",
     "Comparison",
     "ComparisonInterrupted",
     "Constraints",
@@ -76,6 +91,8 @@ __all__ = [
     "Observer",
     "RunRecord",
     "Sampling",
+    "StudyOptions",
+    "StudyResult",
     "Verdict",
     "Workload",
     "__version__",
@@ -85,6 +102,8 @@ __all__ = [
     "recommend",
     "recommend_optimization",
     "reproduce",
+    "run_study",
+    "write_study",
 ]
 
 

@@ -9,6 +9,7 @@
     ├── DoesNotFit           the memory budget is smaller than the need
     ├── EvaluationError      a text or task could not be scored
     │   └── TaskUnavailable  lm-eval or a task's data is not here; speed and memory still count
+    ├── StudyError           a study could not be run to its end
     └── StoreError           a record, cache entry or output file could not be written or read
 
 Each message says what failed and with which value; ``hint`` is the next command to try.
@@ -67,6 +68,10 @@ class EvaluationError(LlmfitError):
 
 class TaskUnavailable(EvaluationError):
     """lm-eval is not installed, or a task's data is neither here nor on a reachable hub."""
+
+
+class StudyError(LlmfitError):
+    """A study could not be run to its end."""
 
 
 class StoreError(LlmfitError):

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 
 from llmfit import __version__
-from llmfit.cli import advise, backends, cache, compare, generate, path, plan, reproduce
+from llmfit.cli import advise, backends, cache, compare, generate, path, plan, reproduce, study
 from llmfit.cli._args import Parser
 from llmfit.cli._console import complain, tolerate_narrow_encodings
 from llmfit.errors import LlmfitError, UsageError
@@ -28,6 +28,7 @@ examples:
   llmfit compare meta-llama/Llama-3.1-8B --gpu-gb 8
   llmfit plan meta-llama/Llama-3.1-8B --gpu "RTX 4060"
   llmfit reproduce result.json                run again: do the figures hold?
+  llmfit study attention                      a technique, measured on this machine
   llmfit generate ./my-model --backend nf4 --prompt "Once upon a time"
   llmfit backends                             what works here, what to install
 
@@ -41,6 +42,7 @@ _VERBS = {
     "path": path,
     "reproduce": reproduce,
     "generate": generate,
+    "study": study,
     "backends": backends,
     "cache": cache,
 }

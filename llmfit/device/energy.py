@@ -128,16 +128,16 @@ class _NvmlPower(EnergyMeter):
     def _begin(self) -> None:
         self._samples.clear()
         self._done.clear()
-        self._sample()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
+        self._sample()
 
     def _end(self) -> float:
+        self._sample()
         self._done.set()
         if self._thread is not None:
             self._thread.join()
-        self._sample()
-        return integrated(self._samples)
+        return integrated(sorted(self._samples))
 
 
 def integrated(samples: list[tuple[float, float]]) -> float:

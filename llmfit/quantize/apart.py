@@ -4,27 +4,21 @@
 
 Quantising takes several times the quantised model's memory and leaves thread pools behind; in
 the process that then measures the row, both would be taken for the row's own. What the
-libraries print goes to stderr. The child ends when its stdin closes, so it never outlives the
-parent.
+libraries print goes to stderr.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 import tempfile
-import threading
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from llmfit.child import Message, converse, ending, job_and_send
 from llmfit.device.limits import limit_private_memory
 from llmfit.errors import QuantizationError
 from llmfit.quantize._gptqmodel import LayerProgress, Layers
-from llmfit.quantize.child import end_with_parent, ending, environment
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,27 +64,13 @@ def quantize_apart(job: Job, progress: LayerProgress) -> None:
 
 
 def _run_child(job: Job, progress: LayerProgress, cwd: str) -> None:
-    child = subprocess.Popen(
-        [sys.executable, "-m", "llmfit.quantize.apart"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        encoding="utf-8",
-        cwd=cwd,
-        env=environment(),
-    )
-    assert child.stdin is not None and child.stdout is not None
     done = False
-    try:
-        child.stdin.write(json.dumps(asdict(job)) + "\n")
-        child.stdin.flush()
-        for line in child.stdout:
-            done = _receive(json.loads(line), progress) or done
-        code = child.wait()
-    finally:
-        child.kill()
-        child.stdin.close()
-        child.wait()
+
+    def receive(message: Message) -> None:
+        nonlocal done
+        done = _receive(message, progress) or done
+
+    code = converse("llmfit.quantize.apart", asdict(job), receive, cwd=cwd)
     if not done:
         raise QuantizationError(
             f"quantising {job.model_path} by {job.method} ended with {ending(code)}.",
@@ -98,7 +78,7 @@ def _run_child(job: Job, progress: LayerProgress, cwd: str) -> None:
         )
 
 
-def _receive(message: dict[str, Any], progress: LayerProgress) -> bool:
+def _receive(message: Message, progress: LayerProgress) -> bool:
     """Act on a message of the child; True for its last one."""
     if "failed" in message:
         raise QuantizationError(message["failed"], hint=message["hint"])
@@ -111,17 +91,8 @@ def _receive(message: dict[str, Any], progress: LayerProgress) -> bool:
 
 def main() -> None:
     """The child: do the job on stdin and report on stdout."""
-    # Messages keep the real stdout; prints of the libraries join stderr.
-    channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    job = json.loads(sys.stdin.readline())
+    job, send = job_and_send()
     limit_private_memory(None)  # the row's budget is for running the model, not for making it
-    threading.Thread(target=end_with_parent, daemon=True).start()
-
-    def send(**message: object) -> None:
-        channel.write(json.dumps(message) + "\n")
-        channel.flush()
-
     try:
         _work(job, lambda done, total: send(layer=[done, total]))
     except QuantizationError as exc:

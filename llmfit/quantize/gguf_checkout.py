@@ -18,8 +18,8 @@ from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 
+from llmfit.child import end_with_parent, ending, environment
 from llmfit.errors import QuantizationError, UsageError
-from llmfit.quantize.child import end_with_parent, ending, environment
 from llmfit.quantize.fingerprint import file_hash
 
 _SCRIPT = "convert_hf_to_gguf.py"

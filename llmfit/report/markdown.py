@@ -25,14 +25,14 @@ def render_markdown(comparison: Comparison) -> str:
     shown = columns(comparison)
     notes = footnotes(comparison)
     lines = [f"**{escape(heading(comparison))}**", ""]
-    lines.append(_line(escape(f"{c.head}, {c.unit}" if c.unit else c.head) for c in shown))
-    lines.append(_line(["---", *["---:"] * (len(shown) - 2), "---"]))
+    lines.append(table_line(escape(f"{c.head}, {c.unit}" if c.unit else c.head) for c in shown))
+    lines.append(table_line(["---", *["---:"] * (len(shown) - 2), "---"]))
     for index in range(len(comparison.rows)):
         cells = [escape(" ".join(column.cells[index].split())) for column in shown]
         marks = ",".join(str(note.number) for note in notes if index in note.rows)
         if marks:
             cells[0] += f" <sup>{marks}</sup>"
-        lines.append(_line(cells))
+        lines.append(table_line(cells))
     lines.append("")
     lines += [f"<sup>{note.number}</sup> {escape(note.text)}  " for note in notes]
     if notes:
@@ -52,5 +52,6 @@ def escape(text: str) -> str:
     return _SPECIAL.sub(r"\\\1", text.replace("&", "&amp;"))
 
 
-def _line(cells: Iterable[str]) -> str:
+def table_line(cells: Iterable[str]) -> str:
+    """One line of a table."""
     return f"| {' | '.join(cells)} |"

@@ -1,0 +1,181 @@
+"""From a study's name to its result, in a process of its own, and to its files.
+
+    name, options ─► child process ─► StudyResult ─► DIR/name.json, .md, .png, .svg
+                        └ ends otherwise: StudyError
+
+    python -m llmfit.study      the child: one JSON job on stdin, JSON messages on stdout
+
+A process of its own keeps one study's memory, compiled code and failures from the next one.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Any
+
+from llmfit.child import Message, converse, ending, job_and_send
+from llmfit.errors import LlmfitError, StoreError, StudyError, UsageError
+from llmfit.files import write_atomically
+from llmfit.records import from_json, to_json
+from llmfit.studies.base import Distilling, StudyContext, StudyProgress, no_progress
+from llmfit.studies.registry import get_study
+from llmfit.study_records import Preset, StudyResult
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudyOptions:
+    """How a study is run."""
+
+    preset: Preset = "default"
+    """``reference``: the sizes of the published figures, for a GPU."""
+    device: str | None = None
+    """cpu, cuda or mps; None takes a GPU where there is one."""
+    threads: int | None = None
+    """CPU threads; None for one per physical core."""
+    seed: int = 0
+    models_dir: str | None = None
+    """Folder for the models that a study makes; None: they are not kept."""
+    cache_dir: str | None = None
+    distilling: Distilling = field(default_factory=Distilling)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.distilling.temperature < float("inf"):
+            raise UsageError(f"temperature must be above 0, not {self.distilling.temperature}.")
+        if not 0 <= self.distilling.mixing <= 1:
+            raise UsageError(f"mixing must lie in 0…1, not at {self.distilling.mixing}.")
+
+
+def run_study(
+    name: str,
+    options: StudyOptions | None = None,
+    *,
+    time_limit_s: float | None = None,
+    progress: StudyProgress = no_progress,
+    command: str | None = None,
+) -> StudyResult:
+    """Run the study ``name`` in a process of its own and return what it found.
+
+    Raises UsageError for an unknown study or a wrong option, and StudyError where it does not
+    come to its end.
+    """
+    get_study(name)
+    chosen = options or StudyOptions()
+    found: list[StudyResult] = []
+
+    def receive(message: Message) -> None:
+        if "stage" in message:
+            progress(*message["stage"])
+        elif "result" in message:
+            found.append(from_json(StudyResult, message["result"], source=f"the study {name}"))
+        else:
+            kind = UsageError if message["usage"] else StudyError
+            raise kind(message["failed"], hint=message["hint"])
+
+    started = time.monotonic()
+    job = {"name": name, "options": asdict(chosen)}
+    with tempfile.TemporaryFile() as log:
+        code = converse("llmfit.study", job, receive, time_limit_s=time_limit_s, log=log)
+        said = _last_line(log)
+    if found:
+        return replace(found[0], command=command)
+    if time_limit_s is not None and time.monotonic() - started >= time_limit_s:
+        raise StudyError(
+            f"the study {name} took longer than {time_limit_s:g} s.", hint="a larger --time-limit"
+        )
+    raise StudyError(
+        f"the study {name} ended with {ending(code)}{said}.",
+        hint="a machine with more memory, or --preset default",
+    )
+
+
+def _last_line(log: IO[bytes]) -> str:
+    """The last thing that a child said before its end, after a colon; empty where it was silent."""
+    log.seek(0)
+    lines = [line for line in log.read().decode("utf-8", "replace").splitlines() if line.strip()]
+    return f": {lines[-1].strip().rstrip('.')}" if lines else ""
+
+
+# ---------------------------------------------------------------- files
+
+
+def default_study_dir() -> Path:
+    """Where results of studies are kept unless told otherwise: the user's data folder."""
+    from platformdirs import user_data_path
+
+    return user_data_path("llmfit") / "studies"
+
+
+def write_study(result: StudyResult, folder: Path) -> tuple[Path, ...]:
+    """Write a study's JSON, its tables as Markdown, and its plots as PNG and SVG.
+
+    Returns the files; the plots are not among them where matplotlib is missing. Raises StoreError.
+    """
+    from llmfit.report.plots import draw, plots_possible
+    from llmfit.report.study import render_study
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        texts = {".json": to_json(result) + "\n", ".md": render_study(result, "md")}
+        files = [folder / f"{result.study}{ending}" for ending in texts]
+        for file, text in zip(files, texts.values(), strict=True):
+            write_atomically(file, text)
+        if result.plots and plots_possible():
+            pictures = [folder / f"{result.study}{ending}" for ending in (".png", ".svg")]
+            draw(result, pictures)
+            files += pictures
+    except OSError as exc:
+        raise StoreError(f"cannot write to {folder}: {exc.strerror}.", hint="--out DIR") from exc
+    return tuple(files)
+
+
+# ---------------------------------------------------------------- the child
+
+
+def main() -> None:
+    """The child: run the study of the job on stdin and report on stdout."""
+    job, send = job_and_send()
+    try:
+        result = _run(job["name"], job["options"], lambda *stage: send(stage=stage))
+    except LlmfitError as exc:
+        send(failed=exc.message, hint=exc.hint, usage=isinstance(exc, UsageError))
+    else:
+        send(result=to_json(result))
+
+
+def _run(name: str, options: dict[str, Any], progress: Callable[..., None]) -> StudyResult:
+    import torch
+
+    from llmfit.benchmark import Benchmark
+    from llmfit.device.cpu import physical_cores
+    from llmfit.device.environment import environment
+
+    started, moment = time.perf_counter(), datetime.now(UTC)
+    torch.set_num_threads(options["threads"] or physical_cores())
+    torch.manual_seed(options["seed"])
+    context = StudyContext(
+        bench=Benchmark(options["device"]),
+        preset=options["preset"],
+        seed=options["seed"],
+        out=options["models_dir"],
+        cache_dir=options["cache_dir"],
+        threads=options["threads"],
+        distilling=Distilling(**options["distilling"]),
+        progress=progress,
+    )
+    result = get_study(name).run(context)
+    return replace(
+        result,
+        settings={**result.settings, "threads": torch.get_num_threads(), "seed": context.seed},
+        seconds=time.perf_counter() - started,
+        started_at=moment.isoformat(timespec="seconds"),
+        environment=environment(),
+    )
+
+
+if __name__ == "__main__":
+    main()
