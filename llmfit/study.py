@@ -23,7 +23,7 @@ from llmfit.errors import LlmfitError, StoreError, StudyError, UsageError
 from llmfit.files import write_atomically
 from llmfit.records import from_json, to_json
 from llmfit.studies.base import Distilling, StudyContext, StudyProgress, no_progress
-from llmfit.studies.registry import get_study
+from llmfit.studies.registry import check_study, get_study
 from llmfit.study_records import Preset, StudyResult
 
 
@@ -63,7 +63,7 @@ def run_study(
     Raises UsageError for an unknown study or a wrong option, and StudyError where it does not
     come to its end.
     """
-    get_study(name)
+    check_study(name)
     chosen = options or StudyOptions()
     found: list[StudyResult] = []
 
@@ -110,6 +110,14 @@ def default_study_dir() -> Path:
     return user_data_path("llmfit") / "studies"
 
 
+def make_folder(folder: Path) -> None:
+    """Make the folder for a study's files. Raises StoreError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise StoreError(f"cannot make {folder}: {exc.strerror}.", hint="another --out") from exc
+
+
 def write_study(result: StudyResult, folder: Path) -> tuple[Path, ...]:
     """Write a study's JSON, its tables as Markdown, and its plots as PNG and SVG.
 
@@ -118,8 +126,8 @@ def write_study(result: StudyResult, folder: Path) -> tuple[Path, ...]:
     from llmfit.report.plots import draw, plots_possible
     from llmfit.report.study import render_study
 
+    make_folder(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         texts = {".json": to_json(result) + "\n", ".md": render_study(result, "md")}
         files = [folder / f"{result.study}{ending}" for ending in texts]
         for file, text in zip(files, texts.values(), strict=True):
@@ -129,7 +137,8 @@ def write_study(result: StudyResult, folder: Path) -> tuple[Path, ...]:
             draw(result, pictures)
             files += pictures
     except OSError as exc:
-        raise StoreError(f"cannot write to {folder}: {exc.strerror}.", hint="--out DIR") from exc
+        reason = f"cannot write to {folder}: {exc.strerror}."
+        raise StoreError(reason, hint="another --out") from exc
     return tuple(files)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from llmfit.cli import _args
 from llmfit.cli._console import emit, is_terminal, say, terminal_width, wants_color
 from llmfit.errors import LlmfitError, UsageError
-from llmfit.studies.registry import STUDIES, get_study
+from llmfit.studies.registry import STUDIES, check_study
 
 if TYPE_CHECKING:
     from llmfit.study import StudyOptions
@@ -41,11 +41,11 @@ _ALL = "all"
 def add_parser(verbs: _args.Subparsers[_args.Parser]) -> None:
     """Add the verb and its options."""
     width = max(map(len, STUDIES))
-    listed = "".join(f"  {name:{width}}  {get_study(name).TITLE}\n" for name in STUDIES)
+    listed = "".join(f"  {name:{width}}  {what}\n" for name, what in STUDIES.items())
     parser = verbs.add_parser(
         "study",
         usage="llmfit study NAME [options]",
-        help="measure a technique: precision, attention, compile, KV cache, pruning …",
+        help="measure a technique: attention, compile, pruning …",
         description=_DESCRIPTION + listed + f"  {_ALL:{width}}  all of them, one after the other",
         epilog=_EPILOG,
     )
@@ -106,13 +106,14 @@ def add_parser(verbs: _args.Subparsers[_args.Parser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run one study or all, print each as it ends, and write its files."""
-    from llmfit.study import default_study_dir
+    from llmfit.study import default_study_dir, make_folder
 
-    names = STUDIES if args.study == _ALL else (args.study,)
+    names = tuple(STUDIES) if args.study == _ALL else (args.study,)
     for name in names:
-        get_study(name)
+        check_study(name)
     options = _options(args, names)
     folder = default_study_dir() if args.out is None else Path(args.out).expanduser()
+    make_folder(folder)  # before hours of work that would have nowhere to go
     done: list[StudyResult] = []
     failed: list[str] = []
     for number, name in enumerate(names, start=1):

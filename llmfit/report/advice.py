@@ -95,11 +95,7 @@ def _note(advice: Advice) -> str:
     told = [_sentence(option + advice.why), f"Source: {advice.expected.source}."]
     if advice.measured is not None:
         told.append(f"{_sentence(plain(advice.measured.source))}")
-    if advice.command is not None:
-        told.append(f"Measure: {advice.command}")
-    else:
-        nearest = f"; nearest: {advice.nearest}" if advice.nearest is not None else ""
-        told.append(f"Measure: no command yet{nearest}")
+    told.append(f"Measure: {advice.command}")
     return "\n".join(told)
 
 

@@ -85,7 +85,7 @@ def _terminal(result: StudyResult, width: int, color: bool) -> str:
         hidden = max(hidden, full or 0)
         parts += [Text(), Text(plain(table.title), style="bold"), shown]
         parts += [hanging(f"{mark} ", text) for mark, text in _reasons(table)]
-        parts += [hanging("", plain(note)) for note in table.notes]
+        parts += [Text(plain(note)) for note in table.notes]
     if result.checks:
         parts += [Text(), Text("must hold", style="bold")]
         parts += [hanging(f"{_SIGNS[check.holds]} ", _check(check)) for check in result.checks]
@@ -97,7 +97,7 @@ def _terminal(result: StudyResult, width: int, color: bool) -> str:
         around.append(f"All columns: a terminal {hidden} wide")
     if around:
         parts.append(Text())
-        parts += [hanging("", line) for line in around]
+        parts += [Text(line) for line in around]
     return styled(parts, width=width, color=color)
 
 

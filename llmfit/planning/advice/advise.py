@@ -44,10 +44,8 @@ class Advice:
     measured: Effect | None = None
     """By own records of this machine; None where there are none."""
     effort: Effort
-    command: str | None
-    """The llmfit command that measures it; MODEL stands for a folder or hub id. None: none yet."""
-    nearest: str | None = None
-    """Where no command measures it: the one that comes nearest, with what it shows."""
+    command: str
+    """The llmfit command that measures it; MODEL stands for a folder or hub id."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,7 +206,7 @@ def _advice(
     records: Sequence[RunRecord],
 ) -> Advice:
     technique = TECHNIQUES[name]
-    budget = f" --gpu-gb {vram_gb:g}" if vram_gb > 0 and _has_gpu(hardware) else ""
+    bounded = vram_gb > 0 and _has_gpu(hardware) and technique.command.startswith("llmfit compare")
     pair = technique.pair
     advice = Advice(
         technique=technique.label,
@@ -217,8 +215,7 @@ def _advice(
         expected=technique.expected,
         measured=None if pair is None else measured_effect(records, *pair),
         effort=technique.effort,
-        command=None if technique.command is None else technique.command + budget,
-        nearest=technique.nearest,
+        command=technique.command + (f" --gpu-gb {vram_gb:g}" if bounded else ""),
     )
     if name == "int8" and not _has_gpu(hardware):
         # llama.cpp's 8 bits are the other way to them where there is no GPU.

@@ -28,10 +28,8 @@ class Technique:
     label: str
     expected: Effect
     effort: Effort
-    command: str | None
-    """The llmfit command that measures it; None where there is none yet."""
-    nearest: str | None = None
-    """Where there is none: the nearest command, and what it shows."""
+    command: str
+    """The llmfit command that measures it."""
     pair: tuple[str, str] | None = None
     """Backends of which the second shows the technique over the first."""
 
@@ -55,9 +53,7 @@ TECHNIQUES: Mapping[TechniqueName, Technique] = {
             "accuracy); technique table; its ResNet-50 step on an RTX 4090, 95 → 38 ms",
         ),
         effort="low",
-        command=None,
-        nearest="llmfit path MODEL --to-gb 16 --measure shows the memory of BF16, measured, "
-        "beside that of FP32, predicted",
+        command="llmfit study precision",
     ),
     "flash": Technique(
         label="flash attention",
@@ -70,7 +66,7 @@ TECHNIQUES: Mapping[TechniqueName, Technique] = {
             "4090, 9.12 → 1.12 ms",
         ),
         effort="low",
-        command="llmfit compare MODEL --backends bf16,sdpa --prompt-tokens 2048",
+        command="llmfit study attention",
         pair=("bf16", "sdpa"),
     ),
     "compile": Technique(
@@ -96,9 +92,7 @@ TECHNIQUES: Mapping[TechniqueName, Technique] = {
             "through the model again",
         ),
         effort="low",
-        command=None,
-        nearest="llmfit plan MODEL --context 8192 shows its bytes; every row of llmfit compare "
-        "decodes with one",
+        command="llmfit study kv-cache",
     ),
     "checkpointing": Technique(
         label="gradient checkpointing",
@@ -111,7 +105,7 @@ TECHNIQUES: Mapping[TechniqueName, Technique] = {
             "7.8 GB, 285 → 378 ms",
         ),
         effort="low",
-        command=None,
+        command="llmfit study checkpointing",
     ),
     "accumulation": Technique(
         label="gradient accumulation",
@@ -123,7 +117,7 @@ TECHNIQUES: Mapping[TechniqueName, Technique] = {
             "layers that look across the batch",
         ),
         effort="low",
-        command=None,
+        command="llmfit study accumulation",
     ),
     "qlora": Technique(
         label="QLoRA",
@@ -135,9 +129,7 @@ TECHNIQUES: Mapping[TechniqueName, Technique] = {
             "instead of over 780 GB, at the quality of 16-bit tuning)",
         ),
         effort="medium",
-        command=None,
-        nearest="llmfit compare MODEL --backends bf16,nf4 shows the frozen NF4 model: memory, "
-        "and its quality before tuning",
+        command="llmfit study techniques",
         pair=("bf16", "nf4"),
     ),
     "int8": Technique(
@@ -214,8 +206,7 @@ TECHNIQUES: Mapping[TechniqueName, Technique] = {
             source="the same weights and operations; no figure holds across runtimes and parts",
         ),
         effort="medium",
-        command=None,
-        nearest="llmfit compare MODEL --backends sdpa,compiled,gguf shows what it has to beat",
+        command="llmfit study onnx",
     ),
     "distillation": Technique(
         label="distillation",
@@ -227,7 +218,6 @@ TECHNIQUES: Mapping[TechniqueName, Technique] = {
             "97 % of the score); technique table",
         ),
         effort="high",
-        command=None,
-        nearest="llmfit compare SMALLER_MODEL shows what a smaller model of the family gives",
+        command="llmfit study techniques",
     ),
 }
