@@ -28,7 +28,7 @@ examples:
   llmfit compare meta-llama/Llama-3.1-8B --gpu-gb 8
   llmfit plan meta-llama/Llama-3.1-8B --gpu "RTX 4060"
   llmfit reproduce result.json                run again: do the figures hold?
-  llmfit study attention                      a technique, measured on this machine
+  llmfit study attention                      a technique, measured here
   llmfit generate ./my-model --backend nf4 --prompt "Once upon a time"
   llmfit backends                             what works here, what to install
 
