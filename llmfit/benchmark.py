@@ -57,6 +57,8 @@ class Case:
     kind: BenchmarkKind = "call"
     uncompiled: Callable[[Any], object] | None = None
     count_flops: bool = True
+    count_memory: bool = True
+    """False for calls of very many operations, which a CPU counts slowly: no memory is known."""
 
 
 class Benchmark:
@@ -246,6 +248,8 @@ class Benchmark:
         """Memory of one call, after another, so that all lasting state is there."""
         import torch
 
+        if not case.count_memory:
+            return _Memory(held=None)
         case.call(case.prepare())
         held = None
         if case.model is not None and case.optimizer is not None:

@@ -1,0 +1,68 @@
+"""What studies of training steps share: gradients taken and compared, and whether a step fits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from llmfit.device.allocations import working_bytes
+from llmfit.device.execution import TorchDevice, is_out_of_memory
+from llmfit.device.memory import free_bytes
+from llmfit.units import format_bytes
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+def gradients_of(model: torch.nn.Module, backward: Callable[[], object]) -> list[Tensor]:
+    """Gradients that ``backward`` leaves in ``model``, on the CPU; the model then holds none."""
+    model.zero_grad(set_to_none=True)
+    backward()
+    found = [p.grad.cpu() for p in model.parameters() if p.grad is not None]
+    model.zero_grad(set_to_none=True)
+    return found
+
+
+def relative_difference(first: Sequence[Tensor], other: Sequence[Tensor]) -> float:
+    """‖other − first‖ ÷ ‖first‖ over all tensors; 0 only where all are equal bit by bit.
+
+    Raises ValueError where they are not as many.
+    """
+    pairs = [(a.double(), b.double()) for a, b in zip(first, other, strict=True)]
+    apart = math.fsum((b - a).square().sum().item() for a, b in pairs)
+    whole = math.fsum(a.square().sum().item() for a, _ in pairs)
+    return math.sqrt(apart / whole) if apart else 0.0
+
+
+def does_not_fit(
+    step: Callable[[], object],
+    *,
+    one: Callable[[], object],
+    sequences: int,
+    device: TorchDevice,
+) -> str | None:
+    """Run ``step``, whose memory grows with its ``sequences``; the reason where it does not fit.
+
+    On a CPU, where the end of memory kills, ``one`` does it for a single sequence first: so many
+    times what that needs must be free.
+    """
+    import torch
+
+    if device == "cpu":
+        need, free = sequences * (working_bytes(one, device) or 0), free_bytes("cpu")
+        if need > free:
+            return f"a step needs about {format_bytes(need)}, {format_bytes(free)} are free"
+    try:
+        step()
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = f"out of memory: {str(error).splitlines()[0]}"
+    else:
+        return None
+    # Behind the except clause, whose error holds the tensors of the step.
+    if device == "cuda":
+        torch.cuda.empty_cache()
+    return reason
