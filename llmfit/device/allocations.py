@@ -49,7 +49,7 @@ def working_bytes(work: Callable[[], object], device: TorchDevice) -> int | None
 def _by_events(work: Callable[[], object]) -> int:
     from torch.profiler import ProfilerActivity, profile
 
-    profiler = profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True)
+    profiler = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
     with _stderr_hushed():
         profiler.start()
     try:

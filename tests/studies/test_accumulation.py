@@ -133,6 +133,7 @@ def test_batch_norm_is_not_kept_and_layer_norm_is() -> None:
     assert layer < 1e-6
 
 
+@pytest.mark.slow
 def test_a_batch_that_does_not_fit_leaves_its_parts(
     monkeypatch: pytest.MonkeyPatch, model: Any, batch: Batch
 ) -> None:

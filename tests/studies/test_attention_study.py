@@ -138,11 +138,13 @@ def test_growth_is_fitted_from_the_given_length_on() -> None:
     assert growth([100, 200], [1.0, None], first=50) is None
 
 
+@pytest.mark.slow
 def test_all_that_must_hold_holds(found: StudyResult) -> None:
     """Equal outputs, and memory that grows as the square and no faster than the length."""
     assert [check.holds for check in found.checks] == [True, True, True]
 
 
+@pytest.mark.slow
 def test_each_kernel_and_length_has_its_row(found: StudyResult) -> None:
     """What ran at each length, and what a CPU lacks once, with the reason."""
     full, _, grouped, _ = found.tables
@@ -155,6 +157,7 @@ def test_each_kernel_and_length_has_its_row(found: StudyResult) -> None:
     assert all({"time", "memory", "working", "error"} <= row.cells.keys() for row in ran)
 
 
+@pytest.mark.slow
 def test_memory_saved_is_reckoned_with_inputs_and_output(found: StudyResult) -> None:
     """Standard's bytes over flash's, of queries, keys and values too."""
     rows = {row.name: row for row in found.tables[0].rows}
@@ -165,6 +168,7 @@ def test_memory_saved_is_reckoned_with_inputs_and_output(found: StudyResult) -> 
     assert flash["less"].value == standard["memory"].value / flash["memory"].value
 
 
+@pytest.mark.slow
 def test_published_ratios_stand_at_their_lengths(found: StudyResult) -> None:
     """1,024 tokens: 2.45 ms over 0.58 ms; 1,088 have no published figure."""
     rows = {row.name: row for row in found.tables[0].rows}
@@ -172,11 +176,13 @@ def test_published_ratios_stand_at_their_lengths(found: StudyResult) -> None:
     assert "faster_published" not in rows["1,088 flash"].cells
 
 
+@pytest.mark.slow
 def test_the_result_is_json(found: StudyResult) -> None:
     """All of it."""
     assert '"does_not_fit"' not in to_json(found) and '"unavailable"' in to_json(found)
 
 
+@pytest.mark.slow
 def test_a_length_that_does_not_fit_is_a_row_that_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     """Need and free memory are named, and what fits is measured all the same."""
     monkeypatch.setattr(attention, "free_bytes", lambda device: 20_000_000)

@@ -89,6 +89,7 @@ def test_selective_keeps_matrix_products_besides() -> None:
     )
 
 
+@pytest.mark.slow
 def test_gradients_bytes_and_operations_of_the_own_transformer() -> None:
     """All that must hold holds, and gradients are those of the plain model bit by bit."""
     subject = own_subject(TINY, "cpu")
