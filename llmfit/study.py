@@ -43,12 +43,6 @@ class StudyOptions:
     cache_dir: str | None = None
     distilling: Distilling = field(default_factory=Distilling)
 
-    def __post_init__(self) -> None:
-        if not 0 < self.distilling.temperature < float("inf"):
-            raise UsageError(f"temperature must be above 0, not {self.distilling.temperature}.")
-        if not 0 <= self.distilling.mixing <= 1:
-            raise UsageError(f"mixing must lie in 0…1, not at {self.distilling.mixing}.")
-
 
 def run_study(
     name: str,

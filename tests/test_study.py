@@ -10,7 +10,6 @@ import torch
 
 from llmfit.errors import StoreError, StudyError, UsageError
 from llmfit.records import from_json
-from llmfit.studies.base import Distilling
 from llmfit.studies.registry import STUDIES, get_study
 from llmfit.study import StudyOptions, run_study, write_study
 from llmfit.study_records import Series, StudyPlot, StudyResult
@@ -46,13 +45,6 @@ def test_an_unknown_study_names_the_nearest() -> None:
     with pytest.raises(UsageError, match="'attenton'") as error:
         run_study("attenton")
     assert error.value.hint == "llmfit study attention"
-
-
-@pytest.mark.parametrize("wrong", [Distilling(temperature=0.0), Distilling(mixing=1.5)])
-def test_wrong_options_are_refused_before_anything_runs(wrong: Distilling) -> None:
-    """A temperature of 0 divides by it; a share lies in 0…1."""
-    with pytest.raises(UsageError):
-        StudyOptions(distilling=wrong)
 
 
 def test_a_device_that_is_not_here_is_the_users_error() -> None:

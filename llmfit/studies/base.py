@@ -14,6 +14,7 @@ from typing import Protocol
 
 from llmfit.benchmark import Benchmark
 from llmfit.device.execution import TorchDevice
+from llmfit.errors import UsageError
 from llmfit.records import Sampled
 from llmfit.study_records import BenchmarkResult, Cell, Preset, Ratio, StudyResult, Value
 
@@ -27,12 +28,21 @@ def no_progress(stage: str, done: int, total: int) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Distilling:
-    """Options of knowledge distillation. Source: Hinton et al. 2015, arXiv:1503.02531."""
+    """Options of knowledge distillation; a wrong one raises UsageError.
+
+    Source: Hinton et al. 2015, arXiv:1503.02531.
+    """
 
     temperature: float = 2.0
     """Divides teacher's and student's logits; the soft loss is multiplied by its square."""
     mixing: float = 0.5
     """Share of the soft loss, 0…1; the rest is the loss on the text itself."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.temperature < float("inf"):
+            raise UsageError(f"a temperature must be above 0, not {self.temperature:g}.")
+        if not 0 <= self.mixing <= 1:
+            raise UsageError(f"a mixing lies in 0…1, not at {self.mixing:g}.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -30,14 +30,6 @@ class Distilled:
     losses: tuple[float, ...]
 
 
-def check_options(options: Distilling) -> None:
-    """Raise UsageError for a temperature that is not above 0, or a mixing outside 0…1."""
-    if not 0 < options.temperature < float("inf"):
-        raise UsageError(f"a temperature must be above 0, not {options.temperature:g}.")
-    if not 0 <= options.mixing <= 1:
-        raise UsageError(f"a mixing lies in 0…1, not at {options.mixing:g}.")
-
-
 def distillation_loss(student: Tensor, teacher: Tensor, ids: Tensor, options: Distilling) -> Tensor:
     """mixing · T² · KL(teacher ‖ student, at temperature T) + (1 − mixing) · cross entropy.
 
@@ -83,7 +75,6 @@ def distil(
     """Train a student of ``layers`` layers on what ``teacher`` says of the text."""
     import torch
 
-    check_options(options)
     kept = evenly_spaced(layers, teacher.config.num_hidden_layers)
     student = keep_layers(teacher, kept)
     teacher.eval()

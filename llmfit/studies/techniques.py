@@ -22,7 +22,6 @@ from llmfit.errors import BackendUnavailable, DoesNotFit, LlmfitError, TaskUnava
 from llmfit.records import Status
 from llmfit.studies import qlora
 from llmfit.studies.base import StudyContext
-from llmfit.studies.distillation import check_options
 from llmfit.studies.reference import TECHNIQUES, TECHNIQUES_OF, Expected
 from llmfit.studies.technique_base import DEFAULT, REFERENCE, Sizes
 from llmfit.studies.technique_models import DISTILLATION, FORMATS, PRUNING, formats, shallower
@@ -72,7 +71,6 @@ def run(context: StudyContext) -> StudyResult:
     """See ``Study.run``. Raises UsageError for options of distillation that cannot be meant."""
     import torch
 
-    check_options(context.distilling)
     torch.manual_seed(context.seed)
     sizes = REFERENCE if context.preset == "reference" else DEFAULT
     with ExitStack() as stack:

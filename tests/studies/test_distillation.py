@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from llmfit.errors import UsageError
 from llmfit.models import resolve
 from llmfit.studies.base import Distilling
-from llmfit.studies.distillation import check_options, distil, distillation_loss, evenly_spaced
+from llmfit.studies.distillation import distil, distillation_loss, evenly_spaced
 from llmfit.studies.tuning import (
     TRAINING_TEXT,
     Draws,
@@ -90,16 +90,16 @@ def test_temperature_and_mixing_change_the_loss(logits):
 @pytest.mark.parametrize(
     "options",
     [
-        Distilling(temperature=0.0),
-        Distilling(temperature=-1.0),
-        Distilling(temperature=float("nan")),
-        Distilling(mixing=1.5),
-        Distilling(mixing=-0.1),
+        {"temperature": 0.0},
+        {"temperature": -1.0},
+        {"temperature": float("nan")},
+        {"mixing": 1.5},
+        {"mixing": -0.1},
     ],
 )
 def test_options_that_cannot_be_meant_are_refused(options):
     with pytest.raises(UsageError, match=r"temperature|mixing"):
-        check_options(options)
+        Distilling(**options)
 
 
 def test_layers_are_evenly_spaced_with_both_ends():
