@@ -177,7 +177,7 @@ def _cell(row: StudyRow, column: StudyColumn, *, interval: bool) -> str:
     if not interval or cell.low is None or cell.high is None or isinstance(cell.value, str):
         return text
     half = (cell.high - cell.low) / 2 / abs(cell.value) if cell.value else 0.0
-    return f"{text} ±{format_percent(half, decimals=0)}"
+    return f"{text} ±{'>100 %' if half > 1 else format_percent(half, decimals=0)}"
 
 
 def format_value(cell: Cell, column: StudyColumn) -> str:
