@@ -17,7 +17,6 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from llmfit.benchmark import Benchmark, Case, speedup
-from llmfit.device.allocations import tensor_bytes
 from llmfit.device.execution import TorchDevice
 from llmfit.studies.base import (
     StudyContext,
@@ -29,7 +28,12 @@ from llmfit.studies.base import (
     time_cell,
 )
 from llmfit.studies.reference import CHECKPOINTING, CHECKPOINTING_OF
-from llmfit.studies.steps import does_not_fit, gradients_of, relative_difference
+from llmfit.studies.steps import (
+    does_not_fit,
+    gradients_of,
+    relative_difference,
+    saved_bytes,
+)
 from llmfit.studies.tuning import load_model, text_loss
 from llmfit.study_records import (
     BenchmarkResult,
@@ -315,30 +319,18 @@ def _by_transformers(every: int | None) -> Callable[[Any], None]:
 # ---------------------------------------------------------------- measuring
 
 
-def saved_bytes(model: Any, forward: Callable[[], object]) -> int:
-    """Bytes that ``forward`` keeps for a backward pass: each storage once, no parameters."""
-    from torch.autograd.graph import saved_tensors_hooks
-
-    kept: list[Tensor] = []
-
-    def pack(tensor: Tensor) -> Tensor:
-        kept.append(tensor.detach())
-        return tensor
-
-    # What selective checkpointing keeps it puts into a store of its own, which no hook sees.
+def kept_bytes(model: Any, forward: Callable[[], object]) -> int:
+    """Bytes that ``forward`` keeps for a backward pass, selective checkpointing's among them."""
+    # What that keeps it puts into a store of its own, which no hook sees.
     selective = getattr(model, "run_block", None)
-    if isinstance(selective, Selective):
-        selective.listed = kept
+    if not isinstance(selective, Selective):
+        return saved_bytes(model, forward)
+    kept: list[Tensor] = []
+    selective.listed = kept
     try:
-        with saved_tensors_hooks(pack, lambda tensor: tensor):
-            graph = forward()
+        return saved_bytes(model, forward, beside=kept)
     finally:
-        if isinstance(selective, Selective):
-            selective.listed = None
-    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    found = tensor_bytes(t for t in kept if t.untyped_storage().data_ptr() not in weights)
-    del graph  # until here: a storage that is freed may come again as another tensor's
-    return found
+        selective.listed = None
 
 
 def measure(
@@ -396,7 +388,7 @@ def _tried(
 
     def whole() -> None:
         nonlocal kept, gradients
-        kept = saved_bytes(subject.model, lambda: subject.loss(subject.model, subject.ids))
+        kept = kept_bytes(subject.model, lambda: subject.loss(subject.model, subject.ids))
         gradients = gradients_of(subject.model, lambda: step(mode, subject.ids))
 
     reason = does_not_fit(
@@ -477,7 +469,7 @@ def _inputs_check(subject: Subject, found: Sequence[Measured]) -> StudyCheck:
     counted = by_mode(found, ON).saved_bytes
     if counted is None:
         return StudyCheck(name=name, holds=None, detail="on does not fit")
-    outside = saved_bytes(subject.bare, lambda: subject.loss(subject.bare, subject.ids))
+    outside = kept_bytes(subject.bare, lambda: subject.loss(subject.bare, subject.ids))
     computed = subject.input_bytes + outside
     return StudyCheck(
         name=name,

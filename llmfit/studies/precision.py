@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from math import inf, isfinite, nan
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from llmfit.benchmark import Case, speedup
 from llmfit.device.allocations import module_bytes
@@ -35,6 +35,8 @@ from llmfit.studies.precision_limits import (
     small_gradients,
 )
 from llmfit.studies.reference import RESNET_TRAINING, RESNET_TRAINING_OF
+from llmfit.studies.steps import saved_bytes
+from llmfit.studies.tuning import load_model
 from llmfit.study_records import (
     BenchmarkResult,
     Cell,
@@ -201,7 +203,7 @@ def text_task(sizes: PrecisionSizes, context: StudyContext) -> Task:
         name="language model",
         items="tokens",
         items_per_step=sizes.text_batch * sizes.text_tokens,
-        build=embedded_model,
+        build=partial(load_model, "cpu", in_float32=True),
         optimizer=lambda model: torch.optim.AdamW(model.parameters(), lr=5e-4),
         state_copies=2,
         batches=text_batches(sizes, context.device),
@@ -240,17 +242,6 @@ def image_batches(sizes: PrecisionSizes, seed: int, device: TorchDevice) -> tupl
         pixels = clean + torch.randn(shape, generator=generator)
         batches.append({"pixel_values": pixels.to(device), "labels": labels.to(device)})
     return tuple(batches)
-
-
-def embedded_model() -> torch.nn.Module:
-    """The embedded language model in FP32."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    model: torch.nn.Module = AutoModelForCausalLM.from_pretrained(
-        data_path("embedded"), dtype=torch.float32
-    )
-    return model
 
 
 def text_batches(sizes: PrecisionSizes, device: TorchDevice) -> tuple[Batch, ...]:
@@ -374,33 +365,14 @@ def training_need(task: Task, model: torch.nn.Module) -> int:
     items, tried = (
         next(len(value) for value in each.values() if _is_tensor(value)) for each in (batch, two)
     )
-    return lasting + saved_bytes(model, two) * items // tried
+    kept = saved_bytes(model, lambda: model_loss(model.train(), two))
+    return lasting + kept * items // tried
 
 
 def _is_tensor(value: object) -> bool:
     import torch
 
     return isinstance(value, torch.Tensor)
-
-
-def saved_bytes(model: torch.nn.Module, batch: Batch) -> int:
-    """Bytes of the tensors that a forward pass keeps for its backward, weights apart."""
-    from torch.autograd.graph import saved_tensors_hooks
-    from torch.multiprocessing.reductions import StorageWeakRef
-
-    weights = {StorageWeakRef(p.untyped_storage()) for p in model.parameters()}
-    kept: dict[Any, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        kept[StorageWeakRef(storage)] = storage.nbytes()
-        return tensor
-
-    with saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss = model_loss(model.train(), batch)
-    found = sum(size for storage, size in kept.items() if storage not in weights)
-    del loss  # until here what it keeps was alive, and no storage had another's identity
-    return found
 
 
 def _refusal(trainer: Trainer) -> Outcome | None:

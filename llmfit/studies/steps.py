@@ -1,4 +1,4 @@
-"""What studies of training steps share: gradients taken and compared, and whether a step fits."""
+"""What studies of training steps share: gradients compared, bytes kept, whether a step fits."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from llmfit.device.allocations import working_bytes
+from llmfit.device.allocations import tensor_bytes, working_bytes
 from llmfit.device.execution import TorchDevice, is_out_of_memory
 from llmfit.device.memory import free_bytes
 from llmfit.units import format_bytes
@@ -34,6 +34,30 @@ def relative_difference(first: Sequence[Tensor], other: Sequence[Tensor]) -> flo
     apart = math.fsum((b - a).square().sum().item() for a, b in pairs)
     whole = math.fsum(a.square().sum().item() for a, _ in pairs)
     return math.sqrt(apart / whole) if apart else 0.0
+
+
+def saved_bytes(
+    model: torch.nn.Module, forward: Callable[[], object], *, beside: Sequence[Tensor] = ()
+) -> int:
+    """Bytes that ``forward`` keeps for a backward pass: each storage once, no parameters.
+
+    ``beside`` may grow meanwhile: tensors that are kept where autograd's hooks see none.
+    """
+    from torch.autograd.graph import saved_tensors_hooks
+
+    kept: list[Tensor] = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept.append(tensor.detach())
+        return tensor
+
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        graph = forward()
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    all_kept = (*kept, *beside)
+    found = tensor_bytes(t for t in all_kept if t.untyped_storage().data_ptr() not in weights)
+    del graph  # until here: a storage that is freed may come again as another tensor's
+    return found
 
 
 def does_not_fit(

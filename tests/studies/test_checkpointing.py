@@ -20,10 +20,10 @@ from llmfit.studies.checkpointing import (
     Subject,
     checks,
     flop_checks,
+    kept_bytes,
     library_subject,
     measure,
     own_subject,
-    saved_bytes,
     table,
 )
 
@@ -51,20 +51,20 @@ def _seeded() -> Iterator[None]:
 def kept_by(subject: Subject, mode: str) -> int:
     """Bytes that a forward pass in ``mode`` keeps."""
     subject.modes[mode](subject.model)
-    return saved_bytes(subject.model, lambda: subject.loss(subject.model, subject.ids))
+    return kept_bytes(subject.model, lambda: subject.loss(subject.model, subject.ids))
 
 
 def test_bytes_kept_by_two_linear_layers_are_those_of_their_inputs() -> None:
     """x W₁ W₂ keeps x where it needs a gradient's factor, x W₁, and no weight."""
     model = nn.Sequential(nn.Linear(8, 16, bias=False), nn.Linear(16, 4, bias=False))
     x = torch.randn(5, 8)
-    assert saved_bytes(model, lambda: model(x)) == 4 * (5 * 8 + 5 * 16)
+    assert kept_bytes(model, lambda: model(x)) == 4 * (5 * 8 + 5 * 16)
 
 
 def test_a_tensor_that_two_operations_keep_counts_once() -> None:
     """x · x keeps x twice, in one storage."""
     x = torch.randn(10, requires_grad=True)
-    assert saved_bytes(nn.Identity(), lambda: x * x) == 40
+    assert kept_bytes(nn.Identity(), lambda: x * x) == 40
 
 
 def test_on_keeps_the_input_of_each_layer_and_what_is_outside_them() -> None:

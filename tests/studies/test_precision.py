@@ -18,12 +18,10 @@ from llmfit.studies.precision import (
     Outcome,
     PrecisionSizes,
     Task,
-    embedded_model,
     loss_checks,
     model_loss,
     resnet50,
     run_sizes,
-    saved_bytes,
     speed_words,
     text_batches,
     train,
@@ -35,6 +33,8 @@ from llmfit.studies.precision_limits import (
     regression,
     small_gradients,
 )
+from llmfit.studies.steps import saved_bytes
+from llmfit.studies.tuning import load_model
 from llmfit.study_records import Ratio
 
 TINY = PrecisionSizes(
@@ -239,13 +239,14 @@ def test_what_a_backward_pass_keeps_is_known_without_running_it() -> None:
             error = self.last(self.first(x).tanh()) - labels
             return type("Output", (), {"loss": error.square().mean()})
 
-    assert saved_bytes(Net(), batch) == 4 * 64 * (16 + 32 + 1)
+    net = Net()
+    assert saved_bytes(net, lambda: model_loss(net, batch)) == 4 * 64 * (16 + 32 + 1)
 
 
 @pytest.mark.slow
 def test_the_need_that_is_predicted_is_what_a_step_takes() -> None:
     """The language model: gradients and what backward keeps, within a third of the measured."""
-    model = embedded_model()
+    model = load_model("cpu", in_float32=True)
     (batch, _) = text_batches(
         PrecisionSizes(
             image_batch=1, image_pixels=32, text_batch=4, text_tokens=128, batches=2, warmup=0,
@@ -253,7 +254,7 @@ def test_the_need_that_is_predicted_is_what_a_step_takes() -> None:
         ),
         "cpu",
     )  # fmt: skip
-    kept = saved_bytes(model, batch)
+    kept = saved_bytes(model, lambda: model_loss(model, batch))
     gradients = sum(4 * p.numel() for p in model.parameters())
     measured = working_bytes(lambda: model_loss(model, batch).backward(), "cpu")
     assert kept + gradients == pytest.approx(measured, rel=0.33)
