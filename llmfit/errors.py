@@ -76,3 +76,8 @@ class StudyError(LlmfitError):
 
 class StoreError(LlmfitError):
     """A record, cache entry or output file could not be written or read."""
+
+
+def first_line(error: BaseException) -> str:
+    """What a library's error says first; CUDA's go on with advice to developers of kernels."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -23,10 +23,10 @@ from torch import nn
 
 from llmfit.backends._synthetic import Pack, random_causal_lm
 from llmfit.backends._tinygemm import TinyGemmLinear, to_tinygemm
-from llmfit.decode.graph_step import capture, first_line
+from llmfit.decode.graph_step import capture
 from llmfit.decode.step_linears import TOLERANCE
 from llmfit.device.execution import Marks
-from llmfit.errors import ModelLoadError
+from llmfit.errors import ModelLoadError, first_line
 from llmfit.quantization import Facts
 from llmfit.records import Device, Plan
 

@@ -21,6 +21,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from llmfit.decode.cache import StaticKVCache
 from llmfit.decode.placement import execution_device
 from llmfit.decode.step_linears import StepLinears
+from llmfit.errors import first_line
 from llmfit.kernels.build import why_no_kernels
 
 T = TypeVar("T")
@@ -204,11 +205,6 @@ def capture(run: Callable[[], T], *, after: Callable[[], object] = lambda: None)
         torch.cuda.synchronize()
         raise
     return graph, made
-
-
-def first_line(error: RuntimeError) -> str:
-    """CUDA's errors go on with advice to developers of kernels."""
-    return str(error).strip().partition("\n")[0]
 
 
 def why_not_captured(model: nn.Module) -> str | None:

@@ -27,7 +27,7 @@ from llmfit.device.environment import environment
 from llmfit.device.execution import is_out_of_memory
 from llmfit.device.limits import limit_private_memory
 from llmfit.device.memory import MemoryMeter, PeakMemory, private_bytes, resident_bytes
-from llmfit.errors import DoesNotFit, LlmfitError, TaskUnavailable
+from llmfit.errors import DoesNotFit, LlmfitError, TaskUnavailable, first_line
 from llmfit.records import Measurement, Memory, Plan, RunRecord, from_json
 from llmfit.runner.messages import Message, Stage, encode
 from llmfit.step_profile import profile_steps
@@ -266,13 +266,12 @@ def _out_of_memory(record: RunRecord, plan: Plan, exc: BaseException) -> RunReco
         limit = f" under the budget of {format_bytes(plan.budget_bytes)}"
         return replace(record, status="does_not_fit", reason=f"ran out of GPU memory{limit}")
     where = "GPU memory" if plan.device == "cuda" else "memory"
-    first_line = str(exc).splitlines()[0] if str(exc) else type(exc).__name__
     if plan.device == "cpu" and plan.ram_budget_bytes is not None:
         limit = f"under the budget of {format_bytes(plan.ram_budget_bytes)} of RAM"
-        reason = f"got no more memory {limit}: {first_line}"
+        reason = f"got no more memory {limit}: {first_line(exc)}"
         return replace(record, status="does_not_fit", reason=reason)
     error = DoesNotFit(
-        f"out of {where}: {first_line}", hint="a smaller --batch or --prompt-tokens, or nf4"
+        f"out of {where}: {first_line(exc)}", hint="a smaller --batch or --prompt-tokens, or nf4"
     )
     return replace(record, status="failed", reason=str(error))
 

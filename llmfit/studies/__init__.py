@@ -1,1 +1,1 @@
-"""Studies: what each optimisation technique costs and gives on this machine, one file a study."""
+"""Studies: what each technique costs and gives on this machine, one package a study."""

@@ -2,7 +2,7 @@
 
     StudyContext (device, sizes, seed) ─► run ─► StudyResult: tables, plots, checks, findings
 
-A study is a module with ``TITLE``, ``QUESTION`` and ``run(context)``; ``registry.py`` lists them.
+A study is a package with ``TITLE``, ``QUESTION`` and ``run(context)``; ``registry.py`` lists them.
 It imports torch inside its functions, times through ``context.bench`` alone, and does not print.
 """
 
@@ -66,7 +66,7 @@ class StudyContext:
 
 
 class Study(Protocol):
-    """A module of this package that is a study."""
+    """A package in this one that is a study."""
 
     TITLE: str
     QUESTION: str

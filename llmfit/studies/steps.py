@@ -1,4 +1,4 @@
-"""What studies of training steps share: gradients compared, bytes kept, whether a step fits."""
+"""What studies of training steps share: gradients, bytes kept, whether a step fits, its time."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from llmfit.benchmark import Benchmark, Case
 from llmfit.device.allocations import tensor_bytes, working_bytes
 from llmfit.device.execution import TorchDevice, is_out_of_memory
 from llmfit.device.memory import free_bytes
+from llmfit.errors import first_line
+from llmfit.study_records import BenchmarkResult
 from llmfit.units import format_bytes
 
 if TYPE_CHECKING:
@@ -83,10 +86,47 @@ def does_not_fit(
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        reason = f"out of memory: {str(error).splitlines()[0]}"
+        reason = f"out of memory: {first_line(error)}"
     else:
         return None
     # Behind the except clause, whose error holds the tensors of the step.
     if device == "cuda":
         torch.cuda.empty_cache()
     return reason
+
+
+def still_optimizer(
+    model: torch.nn.Module, backward: Callable[[], object]
+) -> torch.optim.Optimizer:
+    """AdamW that changes no weight of ``model``, its state made by a first step of ``backward``.
+
+    At a learning rate of 0 a step costs the same and every case begins with the same weights.
+    """
+    import torch
+
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
+    take_step(optimizer, backward)  # makes the state, which is there in every later step
+    optimizer.zero_grad(set_to_none=True)  # freed later, they would hide a step's need
+    return optimizer
+
+
+def take_step(optimizer: torch.optim.Optimizer, backward: Callable[[], object]) -> None:
+    """A training step with the gradients that ``backward`` leaves, and no others."""
+    optimizer.zero_grad(set_to_none=True)
+    backward()
+    optimizer.step()
+
+
+def time_in_turns(
+    bench: Benchmark,
+    cases: Sequence[Case | None],
+    *,
+    runs: int,
+    progress: Callable[[int, int], None],
+) -> list[BenchmarkResult | None]:
+    """The result of each case, which take turns; None for None, what does not fit."""
+    fitting = [case for case in cases if case is not None]
+    if not fitting:
+        return [None] * len(cases)
+    results = iter(bench.run_in_turns(fitting, n_warmup=1, n_runs=runs, progress=progress))
+    return [None if case is None else next(results) for case in cases]

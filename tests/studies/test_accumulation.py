@@ -9,18 +9,20 @@ import torch
 
 from llmfit.benchmark import Benchmark
 from llmfit.studies import accumulation
-from llmfit.studies.accumulation import (
+from llmfit.studies.accumulation import measuring
+from llmfit.studies.accumulation.batches import (
     IGNORED,
     Batch,
-    Sizes,
     accumulate,
     batch_of,
-    measure,
     name_of,
-    norm_differences,
     parts_of,
     text_batch,
 )
+from llmfit.studies.accumulation.measuring import Sizes, measure
+from llmfit.studies.accumulation.norms import norm_differences
+from llmfit.studies.accumulation.showing import table
+from llmfit.studies.base import StudyContext
 from llmfit.studies.steps import gradients_of, relative_difference
 from llmfit.studies.tuning import keep_layers, load_model
 
@@ -36,7 +38,7 @@ def model() -> Any:
 @pytest.fixture(scope="module")
 def batch() -> Batch:
     """Seven sequences of unequal lengths."""
-    return text_batch(TINY, seed=0, device="cpu")
+    return text_batch(TINY.batch, tokens=TINY.tokens, shortest=TINY.shortest, seed=0, device="cpu")
 
 
 def test_an_uneven_batch_is_cut_without_loss(batch: Batch) -> None:
@@ -114,10 +116,8 @@ def test_tokens_decide_what_a_part_weighs() -> None:
 @pytest.mark.slow
 def test_all_that_must_hold_holds(monkeypatch: pytest.MonkeyPatch, model: Any) -> None:
     """The whole study on one layer: gradients, loss, memory, and the pitfalls."""
-    from llmfit.studies.base import StudyContext
-
     monkeypatch.setattr(accumulation, "DEFAULT", TINY)
-    monkeypatch.setattr(accumulation, "load_model", lambda device, in_float32: model)
+    monkeypatch.setattr(measuring, "load_model", lambda device, in_float32: model)
     result = accumulation.run(StudyContext(bench=Benchmark("cpu")))
     held = {check.name: check.holds for check in result.checks}
     assert set(held.values()) == {True}, held
@@ -128,9 +128,9 @@ def test_all_that_must_hold_holds(monkeypatch: pytest.MonkeyPatch, model: Any) -
 
 def test_batch_norm_is_not_kept_and_layer_norm_is() -> None:
     """Statistics over rows change with the rows, those over columns do not."""
-    batch, layer = norm_differences(0)
-    assert batch > 0.01
-    assert layer < 1e-6
+    found = norm_differences(0)
+    assert found.batch > 0.01
+    assert found.layer < 1e-6
 
 
 @pytest.mark.slow
@@ -145,10 +145,11 @@ def test_a_batch_that_does_not_fit_leaves_its_parts(
     )
     assert one is not None
     monkeypatch.setattr("llmfit.studies.steps.free_bytes", lambda device: int(1.5 * one))
-    found = measure(model, batch, TINY, Benchmark("cpu"))
-    assert [m.reason is None for m in found] == [False, False, True]
-    assert found[2].difference is None
-    assert [row.status for row in accumulation.table(found).rows] == [
+    monkeypatch.setattr(measuring, "load_model", lambda device, in_float32: model)
+    found = measure(StudyContext(bench=Benchmark("cpu")), TINY)
+    assert [m.reason is None for m in found.measured] == [False, False, True]
+    assert found.measured[2].difference is None
+    assert [row.status for row in table(found).rows] == [
         "does_not_fit",
         "does_not_fit",
         "ok",

@@ -10,27 +10,28 @@ from torch import Tensor
 
 from llmfit.benchmark import Benchmark
 from llmfit.records import to_json
-from llmfit.studies import attention
-from llmfit.studies.attention import (
-    CAUSAL,
+from llmfit.studies.attention import measuring, study
+from llmfit.studies.attention.kernels import (
     CUDNN,
     EFFICIENT,
     FLASH,
     FLASH_ATTN,
-    FULL,
-    GROUPED,
     MATH,
     STANDARD,
+    attend,
+    largest_error,
+)
+from llmfit.studies.attention.measuring import (
+    CAUSAL,
+    FULL,
+    GROUPED,
     Sizes,
     Variant,
-    attend,
-    growth,
-    largest_error,
     needed_bytes,
-    study,
     try_kernel,
 )
 from llmfit.studies.base import StudyContext
+from llmfit.studies.growth import growth
 from llmfit.studies.reference import ATTENTION
 from llmfit.study_records import StudyResult
 
@@ -107,7 +108,7 @@ def test_kernels_that_a_cpu_lacks_are_unavailable_with_the_reason(kernel: str) -
 @pytest.mark.parametrize("variant", [FULL, CAUSAL, GROUPED])
 def test_standard_attention_allocates_what_its_closed_form_says(variant: Variant) -> None:
     """Two score matrices at once, mask and output: counted by the allocator, to the byte."""
-    case = attention._case("x", STANDARD, variant, _of(TINY, variant, 256))
+    case = measuring._case("x", STANDARD, variant, _of(TINY, variant, 256))
     (result,) = Benchmark("cpu").run_in_turns((case,), n_runs=1)
     assert result.working_bytes is not None
     # The mask is made in two steps, and matmul copies no operand.
@@ -119,7 +120,7 @@ def test_standard_attention_allocates_what_its_closed_form_says(variant: Variant
 def test_the_math_kernel_needs_no_more_than_is_predicted(variant: Variant, dtype: str) -> None:
     """What is compared with the free memory is an upper bound, and not far above."""
     sizes = replace(TINY, dtype=dtype)  # type: ignore[arg-type]
-    case = attention._case("x", MATH, variant, _of(sizes, variant, 512))
+    case = measuring._case("x", MATH, variant, _of(sizes, variant, 512))
     (result,) = Benchmark("cpu").run_in_turns((case,), n_runs=1)
     assert result.working_bytes is not None
     predicted = needed_bytes(MATH, variant, sizes, 512)
@@ -127,7 +128,7 @@ def test_the_math_kernel_needs_no_more_than_is_predicted(variant: Variant, dtype
 
 
 def _of(sizes: Sizes, variant: Variant, length: int) -> tuple[Tensor, Tensor, Tensor]:
-    return attention._inputs(sizes, variant, length, StudyContext(bench=Benchmark("cpu")))
+    return measuring._inputs(sizes, variant, length, StudyContext(bench=Benchmark("cpu")))
 
 
 def test_growth_is_fitted_from_the_given_length_on() -> None:
@@ -185,7 +186,7 @@ def test_the_result_is_json(found: StudyResult) -> None:
 @pytest.mark.slow
 def test_a_length_that_does_not_fit_is_a_row_that_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     """Need and free memory are named, and what fits is measured all the same."""
-    monkeypatch.setattr(attention, "free_bytes", lambda device: 20_000_000)
+    monkeypatch.setattr(measuring, "free_bytes", lambda device: 20_000_000)
     sizes = replace(TINY, grouped_lengths=())
     result = study(StudyContext(bench=Benchmark("cpu")), sizes)
     rows = {row.name: row for row in result.tables[0].rows}

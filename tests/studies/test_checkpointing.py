@@ -10,21 +10,23 @@ from torch import nn
 
 from llmfit.benchmark import Benchmark
 from llmfit.studies import checkpointing
-from llmfit.studies.checkpointing import (
+from llmfit.studies.checkpointing.judging import checks, flop_checks
+from llmfit.studies.checkpointing.measuring import (
+    Found,
+    Measured,
+    Sizes,
+    kept_bytes,
+    measure_subject,
+)
+from llmfit.studies.checkpointing.showing import table
+from llmfit.studies.checkpointing.subjects import (
     EVERY_SECOND,
     OFF,
     ON,
     SELECTIVE,
-    Measured,
-    Sizes,
     Subject,
-    checks,
-    flop_checks,
-    kept_bytes,
     library_subject,
-    measure,
     own_subject,
-    table,
 )
 
 TINY = Sizes(
@@ -46,6 +48,16 @@ def _seeded() -> Iterator[None]:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         yield
+
+
+def own() -> Subject:
+    """The own Transformer, tiny."""
+    return own_subject(TINY.shape(), batch=TINY.batch, tokens=TINY.tokens, device="cpu")
+
+
+def library() -> Subject:
+    """The embedded model with a tiny batch."""
+    return library_subject(batch=TINY.library_batch, tokens=TINY.library_tokens, device="cpu")
 
 
 def kept_by(subject: Subject, mode: str) -> int:
@@ -75,12 +87,12 @@ def test_on_keeps_the_input_of_each_layer_and_what_is_outside_them() -> None:
     head = positions * TINY.width * 4
     loss = positions * TINY.vocabulary * 4 + positions * 8 + 4  # log-softmax, targets, weight
     ids = TINY.batch * (TINY.tokens + 1) * 8
-    assert kept_by(own_subject(TINY, "cpu"), ON) == layers + last_norm + head + loss + ids
+    assert kept_by(own(), ON) == layers + last_norm + head + loss + ids
 
 
 def test_selective_keeps_matrix_products_besides() -> None:
     """By hand: query, key, value, output and down of C each, gate and up, attention's sums."""
-    subject = own_subject(TINY, "cpu")
+    subject = own()
     positions = TINY.batch * TINY.tokens
     products = positions * (5 * TINY.width + 2 * TINY.inner) * 4
     attention = positions * TINY.width * 4 + positions * TINY.heads * 4
@@ -92,16 +104,16 @@ def test_selective_keeps_matrix_products_besides() -> None:
 @pytest.mark.slow
 def test_gradients_bytes_and_operations_of_the_own_transformer() -> None:
     """All that must hold holds, and gradients are those of the plain model bit by bit."""
-    subject = own_subject(TINY, "cpu")
-    found = measure(subject, Benchmark("cpu"), runs=1)
-    assert [m.mode for m in found] == [OFF, ON, SELECTIVE]
-    assert [m.difference for m in found] == [0.0, 0.0, 0.0]
-    assert all(check.holds for check in (*checks(subject, found), *flop_checks(TINY, found)))
+    subject = own()
+    found = measure_subject(subject, Benchmark("cpu"), runs=1)
+    assert [m.mode for m in found.modes] == [OFF, ON, SELECTIVE]
+    assert [m.difference for m in found.modes] == [0.0, 0.0, 0.0]
+    assert all(check.holds for check in (*checks(found), *flop_checks(found, TINY)))
 
 
 def test_gradients_are_those_of_a_model_that_was_never_checkpointed() -> None:
     """Against autograd alone, without the study's way of taking gradients."""
-    subject = own_subject(TINY, "cpu")
+    subject = own()
     plain = torch.autograd.grad(
         subject.loss(subject.model, subject.ids), list(subject.model.parameters())
     )
@@ -116,15 +128,15 @@ def test_gradients_are_those_of_a_model_that_was_never_checkpointed() -> None:
 @pytest.mark.slow
 def test_transformers_switch_keeps_one_input_a_layer() -> None:
     """The embedded model by gradient_checkpointing_enable: the same gradients, fewer bytes."""
-    subject = library_subject(TINY, "cpu")
-    found = measure(subject, Benchmark("cpu"), runs=1)
-    assert [m.mode for m in found] == [OFF, ON, EVERY_SECOND]
-    assert all(check.holds for check in checks(subject, found))
+    subject = library()
+    found = measure_subject(subject, Benchmark("cpu"), runs=1)
+    assert [m.mode for m in found.modes] == [OFF, ON, EVERY_SECOND]
+    assert all(check.holds for check in checks(found))
 
 
 def test_switching_on_again_and_again_leaves_no_hooks() -> None:
     """transformers adds one to the embedding with every call."""
-    subject = library_subject(TINY, "cpu")
+    subject = library()
     for _ in range(3):
         subject.modes[ON](subject.model)
     assert not subject.model.get_input_embeddings()._forward_hooks
@@ -133,24 +145,26 @@ def test_switching_on_again_and_again_leaves_no_hooks() -> None:
 def test_what_does_not_fit_is_a_row_with_both_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a CPU with no memory left nothing is run; every mode says so."""
     monkeypatch.setattr("llmfit.studies.steps.free_bytes", lambda device: 1000)
-    subject = own_subject(TINY, "cpu")
-    found = measure(subject, Benchmark("cpu"), runs=1)
-    rows = table(subject, found, published=True).rows
+    subject = own()
+    found = measure_subject(subject, Benchmark("cpu"), runs=1)
+    rows = table(found, published=True).rows
     assert {row.status for row in rows} == {"does_not_fit"}
     assert all("1.00 kB are free" in (row.reason or "") for row in rows)
-    assert all(
-        check.holds is None for check in (*checks(subject, found), *flop_checks(TINY, found))
-    )
+    assert all(check.holds is None for check in (*checks(found), *flop_checks(found, TINY)))
 
 
 def test_gradients_that_differ_are_told() -> None:
     """The check fails when its promise breaks."""
-    subject = own_subject(TINY, "cpu")
-    found = (
-        Measured(mode=OFF, saved_bytes=10, difference=0.0),
-        Measured(mode=ON, saved_bytes=20, difference=0.1),
+    found = Found(
+        subject="a model",
+        modes=(
+            Measured(mode=OFF, saved_bytes=10, difference=0.0),
+            Measured(mode=ON, saved_bytes=20, difference=0.1),
+        ),
+        input_bytes=8,
+        outside_bytes=11,
     )
-    assert [check.holds for check in checks(subject, found)] == [False, False, False]
+    assert [check.holds for check in checks(found)] == [False, False, False]
 
 
 @pytest.mark.slow

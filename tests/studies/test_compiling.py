@@ -8,27 +8,20 @@ import torch
 from llmfit.benchmark import Benchmark
 from llmfit.records import Latency, Sampled, to_json
 from llmfit.studies.base import StudyContext
-from llmfit.studies.compiling import (
-    BF16_DEFAULT,
+from llmfit.studies.compiling import run_sizes
+from llmfit.studies.compiling.counting import broken, counted, known_case, whole
+from llmfit.studies.compiling.jobs import Job, image_job, text_job
+from llmfit.studies.compiling.judging import findings, output_checks
+from llmfit.studies.compiling.measuring import (
     Compiled,
-    CompileSizes,
-    Job,
     Measured,
     Way,
     break_even,
-    broken,
-    counted,
-    findings,
-    image_job,
-    known_case,
     measure,
-    output_checks,
     relative_error,
-    run_sizes,
     runs_to_pay,
-    text_job,
-    whole,
 )
+from llmfit.studies.compiling.sizes import BF16_DEFAULT, CompileSizes
 from llmfit.study_records import BenchmarkResult, Ratio
 
 TINY = CompileSizes(
@@ -186,7 +179,7 @@ def test_a_gain_within_the_noise_never_pays() -> None:
     measured = measured_as(real=False)
     assert runs_to_pay(measured, measured.ways[1]) is None
     (finding,) = findings(measured)
-    assert "no difference" in finding and "no gain to pay it back" in finding
+    assert "nothing beyond the noise" in finding and "no gain to pay it back" in finding
 
 
 # ---------------------------------------------------------------- models

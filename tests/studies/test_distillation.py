@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from llmfit.errors import UsageError
 from llmfit.models import resolve
 from llmfit.studies.base import Distilling
-from llmfit.studies.distillation import distil, distillation_loss, evenly_spaced
+from llmfit.studies.techniques.distillation import distil, distillation_loss, evenly_spaced
 from llmfit.studies.tuning import (
     TRAINING_TEXT,
     Draws,

@@ -10,32 +10,32 @@ import torch
 
 from llmfit.benchmark import Benchmark
 from llmfit.device.allocations import working_bytes
-from llmfit.records import to_json
-from llmfit.studies.amp import BF16, FP16, FP16_UNSCALED, FP32, MAX_NORM, Batch, Trainer
+from llmfit.records import Latency, Sampled, to_json
 from llmfit.studies.base import StudyContext
-from llmfit.studies.precision import (
-    Group,
-    Outcome,
-    PrecisionSizes,
-    Task,
-    loss_checks,
-    model_loss,
-    resnet50,
-    run_sizes,
-    speed_words,
-    text_batches,
-    train,
+from llmfit.studies.precision import run_sizes
+from llmfit.studies.precision.amp import (
+    BF16,
+    FP16,
+    FP16_UNSCALED,
+    FP32,
+    MAX_NORM,
+    Batch,
+    Trainer,
 )
-from llmfit.studies.precision_limits import (
+from llmfit.studies.precision.judging import loss_checks, training_findings
+from llmfit.studies.precision.limits import (
     SHRINK,
     format_range,
     large_activation,
     regression,
     small_gradients,
 )
+from llmfit.studies.precision.measuring import Group, Outcome, model_loss, train
+from llmfit.studies.precision.sizes import PrecisionSizes
+from llmfit.studies.precision.tasks import Task, resnet50, text_batches
 from llmfit.studies.steps import saved_bytes
 from llmfit.studies.tuning import load_model
-from llmfit.study_records import Ratio
+from llmfit.study_records import BenchmarkResult
 
 TINY = PrecisionSizes(
     image_batch=4,
@@ -304,7 +304,15 @@ def test_losses_apart_by_more_than_the_tolerance_do_not_agree(
     losses: tuple[float, float], holds: bool
 ) -> None:
     """2 % of the first loss, 4, is 0.08; a loss that is no number never agrees."""
-    task = Task(
+    group = Group(
+        task=small_task(),
+        outcomes=(Outcome(name="FP32", losses=(4.0, 3.0)), Outcome(name="BF16", losses=losses)),
+    )
+    assert [check.holds for check in loss_checks(group)] == [holds]
+
+
+def small_task() -> Task:
+    return Task(
         name="x",
         items="tokens",
         items_per_step=1,
@@ -313,18 +321,47 @@ def test_losses_apart_by_more_than_the_tolerance_do_not_agree(
         state_copies=0,
         batches=(),
     )
-    group = Group(
-        task=task,
-        outcomes=(Outcome(name="FP32", losses=(4.0, 3.0)), Outcome(name="BF16", losses=losses)),
+
+
+def timed_at(seconds: float, *, spread: float, peak_bytes: int) -> BenchmarkResult:
+    """A result whose median is ``seconds``."""
+    samples = Sampled(median=seconds, low=seconds, high=seconds, samples=(seconds,))
+    return BenchmarkResult(
+        name="x",
+        kind="training step",
+        device="cpu",
+        batch_size=1,
+        latency=Latency(
+            mean_s=seconds, p50_s=seconds, p95_s=seconds, p99_s=seconds, samples_s=((seconds,),)
+        ),
+        latency_s=samples,
+        spread=spread,
+        throughput_per_s=samples,
+        peak_bytes=peak_bytes,
     )
-    assert [check.holds for check in loss_checks(group)] == [holds]
 
 
-def test_a_change_within_the_noise_is_called_none() -> None:
-    """Only a real ratio is a speed-up or a slow-down."""
-    assert "no difference" in speed_words(Ratio(value=1.3, low=0.9, high=1.5, real=False))
-    assert speed_words(Ratio(value=2.0, low=1.9, high=2.1, real=True)).startswith("2.00×")
-    assert "2.00× as long" in speed_words(Ratio(value=0.5, low=0.4, high=0.6, real=True))
+@pytest.mark.parametrize(
+    ("seconds", "spread", "finding"),
+    [
+        (0.8, 0.4, "differs from FP32 in time by nothing beyond the noise"),
+        (0.5, 0.0, "is 2.00× as fast as FP32"),
+        (2.0, 0.0, "takes 2.00× as long as FP32"),
+    ],
+)
+def test_a_change_within_the_noise_is_called_none(
+    seconds: float, spread: float, finding: str
+) -> None:
+    """Only a real ratio to FP32's 1 s is a speed-up or a slow-down; memory is told beside it."""
+    first = timed_at(1.0, spread=spread, peak_bytes=400)
+    other = timed_at(seconds, spread=spread, peak_bytes=200)
+    group = Group(
+        task=small_task(),
+        outcomes=(Outcome(name="FP32", result=first), Outcome(name="BF16", result=other)),
+    )
+    assert training_findings(group) == (
+        f"Training the x in BF16 {finding} and needs 50 % of FP32's peak memory.",
+    )
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from llmfit.errors import UsageError
 from llmfit.models import resolve
-from llmfit.studies.pruning import block_influences, kept_layers, prune
+from llmfit.studies.techniques.pruning import block_influences, kept_layers, prune
 from llmfit.studies.tuning import (
     TRAINING_TEXT,
     Draws,

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from llmfit.errors import BackendUnavailable
-from llmfit.studies import qlora
+from llmfit.studies.techniques import qlora
 from llmfit.studies.tuning import TRAINING_TEXT, sequences, text_loss
 
 RANK = 4

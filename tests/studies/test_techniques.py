@@ -18,23 +18,19 @@ from llmfit.stats import sampled
 from llmfit.studies import techniques
 from llmfit.studies.base import Distilling, StudyContext
 from llmfit.studies.reference import TECHNIQUES
-from llmfit.studies.technique_models import format_found, rate_ratio, shallower
-from llmfit.studies.technique_running import flash_attention, kv_cache
-from llmfit.studies.technique_table import (
-    Found,
-    Loss,
-    Side,
-    findings,
-    inside,
-    main_table,
-    range_text,
-)
-from llmfit.studies.technique_training import low_rank, training_steps
+from llmfit.studies.techniques.base import DEFAULT
+from llmfit.studies.techniques.found import Found, Loss, Side, inside, range_text
+from llmfit.studies.techniques.judging import findings
+from llmfit.studies.techniques.measuring import EXPECTED, attempt
+from llmfit.studies.techniques.models import format_found, rate_ratio, shallower
+from llmfit.studies.techniques.running import flash_attention, kv_cache
+from llmfit.studies.techniques.showing import main_table
+from llmfit.studies.techniques.training import low_rank, training_steps
 from llmfit.study_records import Ratio, StudyResult
 from llmfit.testing import make_record
 
 TINY = replace(
-    techniques.DEFAULT,
+    DEFAULT,
     runs=2,
     step_batch=2,
     step_tokens=256,
@@ -62,9 +58,9 @@ def by_name(found):
 
 
 def test_every_technique_of_the_design_has_a_range_and_a_row():
-    assert list(techniques.EXPECTED) == [*TECHNIQUES, "QLoRA"]
-    found = [Found(technique=name, status="failed", reason="r") for name in techniques.EXPECTED]
-    assert [row.name for row in main_table(found, techniques.EXPECTED).rows] == [
+    assert list(EXPECTED) == [*TECHNIQUES, "QLoRA"]
+    found = [Found(technique=name, status="failed", reason="r") for name in EXPECTED]
+    assert [row.name for row in main_table(found, EXPECTED).rows] == [
         *TECHNIQUES,
         "QLoRA",
     ]
@@ -110,9 +106,25 @@ def test_memory_saved_is_what_is_left_of_the_baseline():
 def test_a_speed_within_the_noise_is_not_called_a_change():
     speed = Ratio(value=1.3, low=0.8, high=1.9, real=False)
     found = Found(technique="INT8", speed=speed, lost=Loss(share=0.01, of="9 questions", tie=True))
-    text = findings([found], techniques.EXPECTED)[1]
+    text = findings([found], EXPECTED)[1]
     assert "no difference in speed beyond the noise" in text
     assert "loses 1.00 % of accuracy, which is within the noise" in text
+
+
+def test_findings_name_each_figure_with_the_range_expected_of_it():
+    found = Found(
+        technique="INT8",
+        before=Side(name="a", bytes=1000),
+        after=Side(name="b", bytes=1100),
+        speed=Ratio(value=0.5, low=0.4, high=0.6, real=True),
+        lost=Loss(share=0.0, of="9 questions"),
+    )
+    assert findings([found], EXPECTED) == (
+        "1 of 3 figures are inside the range expected of them.",
+        "INT8 needs 10.0 % more memory (expected 50 %: outside), "
+        "runs at 0.500× the baseline's speed (expected 0.9–1.1×: outside) "
+        "and loses no accuracy (9 questions; expected 0–0.5 %: inside).",
+    )
 
 
 @pytest.mark.parametrize(
@@ -130,7 +142,7 @@ def test_what_cannot_run_is_a_row_with_its_reason(error, status):
     def stage():
         raise error
 
-    found = techniques.attempt(("INT8", "INT4 AWQ"), stage)
+    found = attempt(("INT8", "INT4 AWQ"), stage)
     assert [each.technique for each in found] == ["INT8", "INT4 AWQ"]
     assert {each.status for each in found} == {status}
     assert str(error).partition("\n")[0] in (found[0].reason or "")
@@ -141,7 +153,7 @@ def test_other_errors_are_not_hidden():
         raise KeyError("a bug")
 
     with pytest.raises(KeyError):
-        techniques.attempt(("INT8",), stage)
+        attempt(("INT8",), stage)
 
 
 def test_formats_are_held_against_rows_of_the_same_comparison():
@@ -241,7 +253,7 @@ def test_table_fits_a_terminal_of_80_columns_and_marks_every_range():
             speed=speed,
             lost=Loss(share=-0.125, of="9 questions"),
         )
-        for name in techniques.EXPECTED
+        for name in EXPECTED
     )
     result = StudyResult(
         study="techniques",
@@ -249,7 +261,7 @@ def test_table_fits_a_terminal_of_80_columns_and_marks_every_range():
         question=techniques.QUESTION,
         preset="default",
         device="cpu",
-        tables=(main_table(found, techniques.EXPECTED),),
+        tables=(main_table(found, EXPECTED),),
     )
     lines = render_study(result, "table", width=80).splitlines()
     assert max(map(len, lines)) <= 80

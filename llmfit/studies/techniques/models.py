@@ -26,11 +26,11 @@ from llmfit.records import (
 )
 from llmfit.stats import overlap, percentile
 from llmfit.studies.base import StudyContext
-from llmfit.studies.distillation import distil
-from llmfit.studies.pruning import prune
-from llmfit.studies.technique_base import Sizes, device_of, require_room, side, step_bytes
-from llmfit.studies.technique_running import FLASH, generation_case
-from llmfit.studies.technique_table import Details, Found, Loss, Side
+from llmfit.studies.techniques.base import Sizes, device_of, require_room, side, step_bytes
+from llmfit.studies.techniques.distillation import distil
+from llmfit.studies.techniques.found import Details, Found, Loss, Side
+from llmfit.studies.techniques.pruning import prune
+from llmfit.studies.techniques.running import FLASH, generation_case
 from llmfit.studies.tuning import (
     HELD_OUT_TEXT,
     MODEL_FOLDER,

@@ -1,4 +1,7 @@
-"""Techniques of training, step by step in turns: BF16 autocast, checkpointing, QLoRA."""
+"""Techniques of training, step by step in turns: BF16 autocast, checkpointing, QLoRA.
+
+Sizes in, a Found of each technique out.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from llmfit.benchmark import speedup
-from llmfit.studies import qlora
 from llmfit.studies.base import StudyContext
-from llmfit.studies.technique_base import (
+from llmfit.studies.techniques import qlora
+from llmfit.studies.techniques.base import (
     TEXT_ACCURACY,
     Sizes,
     held_out,
@@ -16,7 +19,7 @@ from llmfit.studies.technique_base import (
     side,
     step_bytes,
 )
-from llmfit.studies.technique_table import Details, Found, Loss
+from llmfit.studies.techniques.found import Details, Found, Loss
 from llmfit.studies.tuning import (
     TRAINING_TEXT,
     Draws,

@@ -1,4 +1,7 @@
-"""Sizes of the study of techniques, and what its measurements share."""
+"""Sizes of the study of techniques, and what its measurements share.
+
+A context and sizes in; the device, the room on it, a measured side and the held-out text out.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from llmfit.device.memory import free_bytes
 from llmfit.errors import DoesNotFit
 from llmfit.records import Device
 from llmfit.studies.base import StudyContext
-from llmfit.studies.technique_table import Side
+from llmfit.studies.techniques.found import Side
 from llmfit.studies.tuning import HELD_OUT_TEXT, sequences
 from llmfit.study_records import BenchmarkResult
 from llmfit.units import format_bytes

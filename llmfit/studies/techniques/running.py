@@ -1,4 +1,7 @@
-"""Techniques that run the same model otherwise: fused attention, compiled layers, a KV cache."""
+"""Techniques that run the same model otherwise: fused attention, compiled layers, a KV cache.
+
+Sizes in, a Found of each technique out.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from llmfit.benchmark import Case, speedup
 from llmfit.device.execution import is_out_of_memory
-from llmfit.errors import BackendUnavailable
+from llmfit.errors import BackendUnavailable, first_line
 from llmfit.studies.base import StudyContext
-from llmfit.studies.technique_base import TEXT_ACCURACY, Sizes, require_room, side
-from llmfit.studies.technique_table import Found, Loss
+from llmfit.studies.techniques.base import TEXT_ACCURACY, Sizes, require_room, side
+from llmfit.studies.techniques.found import Found, Loss
 from llmfit.studies.tuning import (
     HELD_OUT_TEXT,
     TRAINING_TEXT,
@@ -108,8 +111,7 @@ def compiled(context: StudyContext, sizes: Sizes) -> tuple[Found, ...]:
     except RuntimeError as exc:  # what dynamo and inductor raise, a missing C++ compiler among it
         if is_out_of_memory(exc):
             raise
-        first = str(exc).partition("\n")[0]
-        raise BackendUnavailable(f"torch.compile cannot build here: {first}") from exc
+        raise BackendUnavailable(f"torch.compile cannot build here: {first_line(exc)}") from exc
     before, after = context.bench.run_in_turns(cases, n_warmup=2, n_runs=3 * sizes.runs)
     data = sequences(
         HELD_OUT_TEXT, tokens=sizes.compile_tokens, seed=context.seed, most=sizes.held_out

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from llmfit.device.execution import TorchDevice
-from llmfit.studies.amp import BF16, FP16, FP16_UNSCALED, FP32, Batch, Precision, Trainer
+from llmfit.studies.precision.amp import BF16, FP16, FP16_UNSCALED, FP32, Batch, Precision, Trainer
 
 if TYPE_CHECKING:
     import torch
