@@ -70,7 +70,9 @@ def findings(measured: Measured) -> tuple[str, ...]:
 
 
 def _pays(runs: int | None) -> str:
-    return "with no gain to pay it back" if runs is None else f"paid after {runs:,} runs"
+    if runs is None:
+        return "with no gain to pay it back"
+    return f"paid after {runs:,} run{'' if runs == 1 else 's'}"
 
 
 def notes(device: TorchDevice, start: CompilerStart, groups: Sequence[Measured]) -> tuple[str, ...]:
