@@ -61,6 +61,6 @@ def run_sizes(context: StudyContext, sizes: CompileSizes) -> StudyResult:
         ),
         findings=tuple(line for group in groups for line in findings(group)),
         reference=COMPILE_OF,
-        notes=notes(device, start, groups),
+        notes=notes(device, start),
         benchmarks=tuple(way.result for group in groups for way in group.ways if way.result),
     )

@@ -75,7 +75,7 @@ def _pays(runs: int | None) -> str:
     return f"paid after {runs:,} run{'' if runs == 1 else 's'}"
 
 
-def notes(device: TorchDevice, start: CompilerStart, groups: Sequence[Measured]) -> tuple[str, ...]:
+def notes(device: TorchDevice, start: CompilerStart) -> tuple[str, ...]:
     """What the device means for the modes, and what was counted apart."""
     found = []
     if start.reason is not None:
@@ -90,10 +90,4 @@ def notes(device: TorchDevice, start: CompilerStart, groups: Sequence[Measured])
             f"reduce-overhead replays graphs of a CUDA GPU; on {device} it compiles as default "
             "does, and max-autotune does not use them either."
         )
-    for group in groups:
-        if group.job.published and group.job.name != "ResNet-50":
-            found.append(
-                f"The published figures are of ResNet-50; this is a {group.job.name}, which "
-                "compiles sooner. --preset reference runs ResNet-50."
-            )
     return tuple(found)
