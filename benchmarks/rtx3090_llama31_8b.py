@@ -19,6 +19,7 @@ from pathlib import Path
 import llmfit
 from llmfit.files import write_atomically
 from llmfit.job import Observer
+from llmfit.keeping import Keeping
 from llmfit.models import resolve, why_no_weights
 from llmfit.planning.comparing.reference import RTX_3090, ReferenceComparison, beside
 from llmfit.records import (
@@ -77,7 +78,7 @@ def main() -> None:
         gpu_gb=args.gpu_gb,
         ram_gb=args.ram_gb,
         device=args.device,
-        runs_dir=args.runs_dir,
+        keeping=Keeping(runs_dir=args.runs_dir),
         time_limit_s=args.time_limit_s,
         observer=Progress(),
     )

@@ -19,6 +19,7 @@ from llmfit.errors import UsageError
 from llmfit.evaluate.score import may_need_hub
 from llmfit.evaluate.tasks import check_tasks
 from llmfit.job import Judge, Observer, run_plans
+from llmfit.keeping import Keeping
 from llmfit.measure import settle_workload
 from llmfit.models import hub_reachable, resolve, why_no_weights
 from llmfit.planner import Machine, check_backends, find_machine, predict_row
@@ -68,8 +69,9 @@ def compare(
     threads: int | None = None,
     seed: int = 0,
     cache_dir: str | None = None,
-    runs_dir: str | None = None,
+    keeping: Keeping = Keeping(),  # noqa: B008 - frozen
     time_limit_s: float | None = DEFAULT_TIME_LIMIT_S,
+    deadline: float | None = None,
     observer: Observer | None = None,
     command: str | None = None,
     kv_cache_dtype: KvCacheDtype | None = None,
@@ -91,7 +93,9 @@ def compare(
     the reference; with ``llama_cpp_dir``, a llama.cpp checkout, its converter makes the GGUF.
     ``constraints`` and ``objective`` are what the verdict goes by. With ``last_resort`` a row with
     offloaded weights is added where nothing fits. ``profile`` says where each row's decode steps
-    spend their time. A row that fails is a row with its reason. Raises
+    spend their time. ``keeping`` says where records go; ``deadline`` is the time of the monotonic
+    clock after which no row goes on. A row that fails is a row with its reason.
+    Raises
     UsageError, ModelNotFound or StoreError before anything runs, and ComparisonInterrupted.
     """
     started = time.monotonic()
@@ -136,7 +140,7 @@ def compare(
         environment = probe_environment(bandwidth=absent is None, server=server)
         base = replace(asked, device=_device(device, environment))
         plans = [_plan(base, backend, ready.get(split_id(backend)[0])) for backend in chosen]
-        machine = _machine(environment, gpu_gb, ram_gb, device, runs_dir)
+        machine = _machine(environment, gpu_gb, ram_gb, device, keeping.runs_dir)
         judge = _judge(constraints or Constraints(), objective, base)
         if absent is not None:
             return _predicted_comparison(plans, machine, environment, judge, absent)
@@ -144,8 +148,9 @@ def compare(
             [_with_speed(plan, machine) for plan in plans],
             environment,
             judge=judge,
-            runs_dir=runs_dir,
+            keeping=keeping,
             time_limit_s=time_limit_s,
+            deadline=deadline,
             observer=observer,
             command=command,
             last_resort=last_resort,

@@ -1,7 +1,7 @@
 """Plans in, a comparison out: every row in a process of its own, on disk as soon as it is done.
 
-    plans ─► can it run here? ─► model on disk, hashed ─► run_isolated ─► ROW.json
-                                                                └► verdict ─► comparison.json
+    plans ─► can it run here? ─► model on disk, hashed ─► run_isolated ─► row, kept
+                                                                └► verdict ─► comparison, kept
 
 The reference row runs first, whatever its place in the table: the others read its logits. Where
 nothing fits, a row with offloaded weights is added.
@@ -9,24 +9,20 @@ nothing fits, a row with offloaded weights is added.
 
 from __future__ import annotations
 
-import re
-import secrets
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
 from llmfit.backends.base import Progress
 from llmfit.backends.registry import get_backend
-from llmfit.errors import ModelNotFound, StoreError
+from llmfit.errors import LlmfitError, ModelNotFound, StoreError
 from llmfit.evaluate.divergence import remove_reference
-from llmfit.files import write_atomically
-from llmfit.history import default_runs_dir
 from llmfit.inputs import hashed
+from llmfit.keeping import COMPARISON_FILE, Keeper, Keeping, keep
 from llmfit.models import local_folder
 from llmfit.planning.advice.remedy import OFFLOAD, first_change
 from llmfit.planning.comparing.differences import REFERENCE, attach_differences
@@ -39,12 +35,10 @@ from llmfit.records import (
     Comparison,
     Device,
     Environment,
-    ModelSpec,
     Plan,
     RunRecord,
     Status,
     Verdict,
-    to_json,
 )
 from llmfit.runner.forkserver import ForkServer
 from llmfit.runner.isolate import run_isolated
@@ -53,6 +47,9 @@ from llmfit.units import format_bytes
 
 _REFERENCE_FILE = "reference-logits.bin"
 _OFFLOAD_FOLDER = "offloaded-weights"
+OUT_OF_TIME = "the time limit of the whole was reached"
+"""Reason of a row that was not begun any more."""
+_LOGITS_GONE = "the reference's logits of the interrupted run are not there any more"
 _PREDICTION_ERROR = 0.05
 """Share by which a prediction may exceed a budget and the row is tried all the same: predictions
 are within that of nearly all measured peaks, and the budget is kept while it runs."""
@@ -88,8 +85,9 @@ def run_plans(
     plans: Sequence[Plan],
     machine: Environment,
     *,
-    runs_dir: str | None = None,
+    keeping: Keeping = Keeping(),  # noqa: B008 - frozen
     time_limit_s: float | None = None,
+    deadline: float | None = None,
     observer: Observer | None = None,
     command: str | None = None,
     judge: Judge | None = None,
@@ -100,20 +98,22 @@ def run_plans(
     """Run ``plans``, one row each, all of one model and workload, and judge the rows.
 
     Their processes are forked from ``server`` where there is one. ``started`` is the monotonic
-    time from which the whole is timed; None is now.
+    time from which the whole is timed; None is now. Records go where ``keeping`` says; rows of an
+    interrupted run that it names are not run again. ``deadline`` is the monotonic time after which
+    no row begins or goes on.
 
     ``judge`` makes the verdict; by default the fastest row within the plans' budgets. With
     ``last_resort`` a row with offloaded weights is added where nothing fits. Raises
-    StoreError where records cannot be kept, ModelNotFound for a model that cannot be downloaded,
-    and ComparisonInterrupted.
+    StoreError where records cannot be kept, UsageError for a run that cannot be continued,
+    ModelNotFound for a model that cannot be downloaded, and ComparisonInterrupted.
     """
-    folder = _make_run_folder(plans[0].model, runs_dir)
+    keeper = keep(plans, machine, keeping, command=command)
     job = _Job(
         plans=tuple(plans),
         machine=machine,
-        folder=folder,
-        record=folder.name if runs_dir is None else str(folder.absolute()),
+        keeper=keeper,
         time_limit_s=time_limit_s,
+        deadline=deadline,
         observer=observer or Observer(),
         command=command,
         judge=judge or partial(recommend, constraints=budgets(plans[0])),
@@ -121,7 +121,8 @@ def run_plans(
         server=server,
         started=time.monotonic() if started is None else started,
     )
-    return job.run()
+    with closing(keeper):
+        return job.run()
 
 
 def budgets(plan: Plan) -> Constraints:
@@ -135,34 +136,42 @@ class _Job:
 
     plans: tuple[Plan, ...]
     machine: Environment
-    folder: Path
+    keeper: Keeper
     time_limit_s: float | None
+    deadline: float | None
     observer: Observer
     command: str | None
     judge: Judge
     last_resort: bool
-    record: str
-    """What ``llmfit reproduce`` finds this run by."""
     server: ForkServer | None
     """Forks the rows' processes; None where each starts anew."""
     started: float
 
     def run(self) -> Comparison:
         """Run every row in turn; an interrupt keeps the finished ones."""
-        rows: dict[str, RunRecord] = {}
+        rows = dict(self.keeper.done)
         try:
             for index, plan in enumerate(self._in_order()):
-                rows[plan.backend] = self._row(plan, index)
+                if plan.backend not in rows:
+                    rows[plan.backend] = self._row(plan, index)
             if self.last_resort and nothing_fits(list(rows.values())):
                 rows[OFFLOAD] = self._offload_row()
         except KeyboardInterrupt as exc:
             for plan in self.plans:
                 if plan.backend not in rows:
                     rows[plan.backend] = self._not_run(plan, "skipped", "interrupted")
-            raise ComparisonInterrupted(self._conclude(rows)) from exc
-        finally:
-            remove_reference(self.folder / _REFERENCE_FILE)  # large, and of no use beyond this run
-        return self._conclude(rows)
+            comparison = self._judged(rows)
+            self.keeper.write(COMPARISON_FILE, comparison)
+            raise ComparisonInterrupted(comparison) from exc
+        except LlmfitError:
+            remove_reference(self._reference_file)
+            raise
+        remove_reference(self._reference_file)  # large, and of no use beyond this run
+        return self.keeper.conclude(self._judged(rows))
+
+    @property
+    def _reference_file(self) -> Path:
+        return self.keeper.folder / _REFERENCE_FILE
 
     def _in_order(self) -> list[Plan]:
         """The plans in the order of running, with the place of the reference's logits."""
@@ -170,7 +179,9 @@ class _Job:
             return list(self.plans)
         if not any(plan.backend == REFERENCE for plan in self.plans):
             return [_with_note(plan, f"no divergence: no {REFERENCE} row") for plan in self.plans]
-        place = str(self.folder / _REFERENCE_FILE)
+        if REFERENCE in self.keeper.done and not self._reference_file.is_file():
+            return [_with_note(plan, f"no divergence: {_LOGITS_GONE}") for plan in self.plans]
+        place = str(self._reference_file)
         plans = [replace(plan, reference_file=place) for plan in self.plans]
         return sorted(plans, key=lambda plan: plan.backend != REFERENCE)
 
@@ -183,26 +194,26 @@ class _Job:
         total = max(index + 1, len(self.plans))
         self.observer.row_started(plan.backend, blank_record(plan).label, index, total)
         progress = partial(self.observer.progress, plan.backend)
-        name = plan.backend.replace(":", "-")
         if record is None:
             progress("hash model", 0, 0)
-            record = self._run(hashed(plan), progress, self.folder / f"{name}.log")
+            log = self.keeper.folder / f"{plan.backend.replace(':', '-')}.log"
+            record = self._run(hashed(plan), progress, log)
             # Not asked in the worker: that would open a CUDA context beside a row on the CPU.
             record = attach_roofline(replace(record, environment=self.machine), self.machine)
-        _store(self.folder / f"{name}.json", record)
+        self.keeper.add(self._place(plan), record)
         self.observer.row_done(record)
         return record
 
     def _run(self, plan: Plan, progress: Progress, log_path: Path) -> RunRecord:
         """The row's own process; what it may leave behind goes, and too large gets its remedy."""
-        scratch = self.folder / _OFFLOAD_FOLDER
+        scratch = self.keeper.folder / _OFFLOAD_FOLDER
         if plan.backend == OFFLOAD:
             scratch.mkdir(mode=0o700, exist_ok=True)
             plan = replace(plan, offload_dir=str(scratch))
         try:
             record = run_isolated(
                 plan,
-                time_limit_s=self.time_limit_s,
+                time_limit_s=self._row_limit_s(),
                 progress=progress,
                 log_path=log_path,
                 server=self.server,
@@ -214,6 +225,11 @@ class _Job:
         if record.status != "does_not_fit":
             return record
         return replace(record, reason=_with_remedy(str(record.reason), plan))
+
+    def _row_limit_s(self) -> float | None:
+        """Seconds that a row that begins now may take; None for no limit."""
+        left = None if self.deadline is None else self.deadline - time.monotonic()
+        return min((each for each in (self.time_limit_s, left) if each is not None), default=None)
 
     def _offload_row(self) -> RunRecord:
         """The row that is added where nothing fits; its weights may not be had, unlike a plan."""
@@ -248,6 +264,9 @@ class _Job:
 
     def _reason_not_to_run(self, plan: Plan) -> RunRecord | None:
         """The record of a row that is known not to run here; None for one to be tried."""
+        left = self._row_limit_s()
+        if left is not None and left <= 0:
+            return self._not_run(plan, "skipped", OUT_OF_TIME)
         backend = get_backend(plan.backend)
         outcome = backend.check(plan)
         if outcome.unavailable is not None:
@@ -260,27 +279,29 @@ class _Job:
     def _not_run(self, plan: Plan, status: Status, reason: str) -> RunRecord:
         return replace(blank_record(plan), status=status, reason=reason, environment=self.machine)
 
-    def _conclude(self, rows: dict[str, RunRecord]) -> Comparison:
-        """The rows in the order that was asked for, with their verdict, on disk."""
+    def _judged(self, rows: dict[str, RunRecord]) -> Comparison:
+        """The rows in the order that was asked for, with their verdict."""
         first = self.plans[0]
         added = [row for backend, row in rows.items() if backend not in self._backends()]
         judged = attach_differences([*(rows[name] for name in self._backends()), *added])
-        verdict = self.judge(judged)
-        comparison = Comparison(
-            run_id=self.folder.name,
+        return Comparison(
+            run_id=self.keeper.run_id,
             model=first.model,
             workload=first.workload,
             budget_bytes=first.budget_bytes,
             ram_budget_bytes=first.ram_budget_bytes,
             rows=judged,
-            verdict=verdict,
+            verdict=self.judge(judged),
             environment=self.machine,
             command=self.command,
-            record=self.record,
+            record=self.keeper.record,
             total_s=time.monotonic() - self.started,
         )
-        _store(self.folder / "comparison.json", comparison)
-        return comparison
+
+    def _place(self, plan: Plan) -> int:
+        """The row's place in the table; an added one comes last."""
+        names = self._backends()
+        return names.index(plan.backend) if plan.backend in names else len(names)
 
     def _backends(self) -> list[str]:
         return [plan.backend for plan in self.plans]
@@ -299,30 +320,6 @@ def _measures_divergence(plan: Plan) -> bool:
 
 def _with_note(plan: Plan, note: str) -> Plan:
     return replace(plan, notes=(*plan.notes, note))
-
-
-def _make_run_folder(spec: ModelSpec, runs_dir: str | None) -> Path:
-    """A new folder for this run's records. Raises StoreError where it cannot be made."""
-    slug = re.sub(r"[^\w.-]+", "-", spec.name).strip("-.") or "model"
-    moment = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-    run_id = f"{moment}-{slug}-{secrets.token_hex(3)}"
-    folder = (Path(runs_dir).expanduser() if runs_dir else default_runs_dir()) / run_id
-    try:
-        folder.mkdir(parents=True)
-    except OSError as exc:
-        raise StoreError(
-            f"cannot make the records' folder {folder}: {exc.strerror}.", hint="--runs-dir DIR"
-        ) from exc
-    return folder
-
-
-def _store(path: Path, record: RunRecord | Comparison) -> None:
-    try:
-        write_atomically(path, to_json(record))
-    except OSError as exc:
-        raise StoreError(
-            f"cannot write {path}: {exc.strerror}.", hint="--runs-dir DIR on another disk"
-        ) from exc
 
 
 def _too_large(plan: Plan, machine: Environment, *, on_gpu: bool) -> str | None:

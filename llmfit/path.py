@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from llmfit.device.detect import detect_cpu, detect_gpu
 from llmfit.errors import UsageError
+from llmfit.keeping import Keeping
 from llmfit.measure import settle_workload
 from llmfit.models import resolve, why_no_weights
 from llmfit.planner import fill_context
@@ -33,7 +34,7 @@ class Measuring:
     weights: Weights = "real"
     threads: int | None = None
     cache_dir: str | None = None
-    runs_dir: str | None = None
+    keeping: Keeping = Keeping()  # noqa: RUF009 - frozen
     time_limit_s: float = 3600.0
     observer: Observer | None = None
 
@@ -178,7 +179,7 @@ def _run(
         device=rung.device,
         threads=measuring.threads,
         cache_dir=measuring.cache_dir,
-        runs_dir=measuring.runs_dir,
+        keeping=measuring.keeping,
         time_limit_s=measuring.time_limit_s,
         observer=measuring.observer,
         kv_cache_dtype=rung.kv_cache_dtype,

@@ -641,6 +641,8 @@ class Comparison:
     """The GPU that predictions are for, where none is in the machine or another was named."""
     total_s: float | None = None
     """Seconds from the call to the verdict; None where nothing ran."""
+    store_error: str | None = None
+    """Why the run is not in the results store, and how to add it; None where it is."""
 
 
 # ---------------------------------------------------------------- JSON

@@ -6,52 +6,41 @@ RECORD ─► its plans ─► inputs unchanged? ─► same machine and version
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from llmfit.backends.registry import get_backend
 from llmfit.comparison import DEFAULT_TIME_LIMIT_S
-from llmfit.errors import StoreError, UsageError
-from llmfit.history import default_runs_dir
+from llmfit.errors import UsageError
 from llmfit.inputs import changed
 from llmfit.job import Observer, run_plans
+from llmfit.keeping import Keeping
+from llmfit.lookup import find_record
 from llmfit.planning.comparing.agreement import Reproduction, agreement
 from llmfit.planning.comparing.comparable import difference_in
 from llmfit.planning.memory.prediction import predict_memory
-from llmfit.records import Comparison, Environment, Plan, RunRecord, from_json, read_record
+from llmfit.records import Comparison, Environment, Plan, RunRecord, read_record
 from llmfit.runner.isolate import fork_server, probe_environment
-
-_COMPARISON_FILE = "comparison.json"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Recorded:
-    """Rows that were recorded, and the folder where their comparison's other rows may lie."""
-
-    name: str
-    rows: tuple[RunRecord, ...]
-    folder: Path | None = None
 
 
 def reproduce(
     record: str | Path | RunRecord | Comparison,
     *,
-    runs_dir: str | None = None,
+    keeping: Keeping = Keeping(),  # noqa: B008 - frozen
     time_limit_s: float | None = DEFAULT_TIME_LIMIT_S,
     observer: Observer | None = None,
     command: str | None = None,
 ) -> Reproduction:
     """Run every ok row of ``record`` again and say of each figure whether it agrees.
 
-    ``record`` is a row's or a comparison's JSON file, a run's folder, a run's id in ``runs_dir``,
-    or the record itself. The second run's records are kept in ``runs_dir`` as any run's. Raises
+    ``record`` is a row's or a comparison's JSON file, a run's folder, a run's id in the folder or
+    store of ``keeping``, or the record itself. The second run's records are kept there too. Raises
     UsageError, before anything runs, where there is no such record or it holds no row to run, and
     where the model, another input, this machine or a version is not as recorded; ModelNotFound
     where the model is gone; StoreError for a file that is no record.
     """
-    recorded = _read(record, runs_dir)
+    recorded = find_record(record, keeping)
     rows = tuple(row for row in recorded.rows if row.status == "ok")
     if not rows:
         raise UsageError(
@@ -65,7 +54,7 @@ def reproduce(
         comparison = run_plans(
             _with_reference(plans, rows, recorded.folder),
             machine,
-            runs_dir=runs_dir,
+            keeping=keeping,
             time_limit_s=time_limit_s,
             observer=observer,
             command=command,
@@ -81,59 +70,6 @@ def reproduce(
         left_out=tuple(
             f"{row.backend}: {row.status} in the record" for row in recorded.rows if row not in rows
         ),
-    )
-
-
-# ---------------------------------------------------------------- reading
-
-
-def _read(record: str | Path | RunRecord | Comparison, runs_dir: str | None) -> _Recorded:
-    if isinstance(record, RunRecord):
-        return _Recorded(name=f"the record of {record.backend}", rows=(record,))
-    if isinstance(record, Comparison):
-        return _Recorded(name=record.run_id, rows=_rows(record))
-    kept = Path(runs_dir).expanduser() if runs_dir else default_runs_dir()
-    given = Path(record).expanduser()
-    for path in (given, kept / given) if str(record) else ():
-        if path.is_dir():
-            return _Recorded(name=str(record), rows=_read_folder(path), folder=path)
-        if path.is_file():
-            return _Recorded(name=str(record), rows=_read_file(path), folder=path.parent)
-    raise UsageError(
-        f"there is no record {str(record)!r}: neither a file or folder, nor a run in {kept}.",
-        hint=f"ls {kept}",
-    )
-
-
-def _read_folder(folder: Path) -> tuple[RunRecord, ...]:
-    """The rows of a run; those that were finished, where it came to no end."""
-    whole = folder / _COMPARISON_FILE
-    if whole.is_file():
-        return _read_file(whole)
-    rows = tuple(read_record(RunRecord, path) for path in sorted(folder.glob("*.json")))
-    if not rows:
-        raise UsageError(f"the folder {str(folder)!r} holds no record.")
-    return rows
-
-
-def _read_file(path: Path) -> tuple[RunRecord, ...]:
-    try:
-        text = path.read_bytes()
-        value = json.loads(text)
-    except OSError as exc:
-        raise StoreError(f"cannot read {path}: {exc.strerror}.") from exc
-    except ValueError as exc:
-        raise StoreError(f"{path} is no record: it is not JSON ({exc}).") from exc
-    if isinstance(value, dict) and "rows" in value:
-        return _rows(from_json(Comparison, text, source=str(path)))
-    return (from_json(RunRecord, text, source=str(path)),)
-
-
-def _rows(comparison: Comparison) -> tuple[RunRecord, ...]:
-    """A comparison's rows, each with the machine that it ran on."""
-    return tuple(
-        replace(row, environment=row.environment or comparison.environment)
-        for row in comparison.rows
     )
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -24,6 +26,10 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("OMP_NUM_THREADS", "2")
+    # What a test stores is not the user's; a test that looks there takes a place of its own.
+    folder = Path(tempfile.mkdtemp(prefix="llmfit-test-store-"))
+    config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+    os.environ["LLMFIT_STORE"] = str(folder / "store.db")
     config.stash[ENVIRONMENT] = dict(os.environ)
 
 

@@ -21,6 +21,7 @@ from llmfit.backends.registry import default_backends
 from llmfit.comparison import compare
 from llmfit.errors import ModelNotFound, StoreError, UsageError
 from llmfit.job import ComparisonInterrupted
+from llmfit.keeping import Keeping
 from llmfit.models import data_path
 from llmfit.records import (
     Comparison,
@@ -54,6 +55,11 @@ class Watcher:
         self.done.append(record)
 
 
+def kept(folder: Path) -> Keeping:
+    """Runs' files in ``folder``."""
+    return Keeping(runs_dir=str(folder))
+
+
 def quantised_copy(tmp_path: Path, method: dict[str, Any]) -> Path:
     """A folder whose config says that its weights are quantised."""
     folder = tmp_path / "quantised"
@@ -72,7 +78,7 @@ def test_rows_and_verdict_are_on_disk(tmp_path: Path) -> None:
         sorted(path.name for path in tmp_path.glob("*/*.json"))
     )
     comparison = compare(
-        backends=["sdpa", "nf4"], workload=QUICK, evaluation=FEW, runs_dir=str(tmp_path),
+        backends=["sdpa", "nf4"], workload=QUICK, evaluation=FEW, keeping=kept(tmp_path),
         observer=watcher,
     )  # fmt: skip
     assert seen == [["sdpa.json"], ["nf4.json", "sdpa.json"]]
@@ -94,7 +100,7 @@ def test_the_reference_runs_first_and_the_others_are_held_against_it(tmp_path: P
     """Named last, bf16 still runs first; rows keep the order asked for; its logits do not stay."""
     watcher = Watcher()
     comparison = compare(
-        backends=["sdpa", "bf16"], workload=QUICK, evaluation=FEW, runs_dir=str(tmp_path),
+        backends=["sdpa", "bf16"], workload=QUICK, evaluation=FEW, keeping=kept(tmp_path),
         observer=watcher,
     )  # fmt: skip
     assert watcher.started == ["bf16", "sdpa"]
@@ -114,7 +120,7 @@ def test_the_reference_runs_first_and_the_others_are_held_against_it(tmp_path: P
 def test_a_record_says_what_made_it(tmp_path: Path) -> None:
     """Machine, content hashes of model and inputs, seed, settings and command are in each row."""
     comparison = compare(
-        backends=["sdpa"], workload=QUICK, evaluation=FEW, runs_dir=str(tmp_path), seed=7,
+        backends=["sdpa"], workload=QUICK, evaluation=FEW, keeping=kept(tmp_path), seed=7,
         command="llmfit compare --seed 7",
     )  # fmt: skip
     (row,) = comparison.rows
@@ -157,7 +163,10 @@ def test_a_missing_package_is_an_unavailable_row(
     absent = (*Nf4.packages, Package("no_such_module", "no-such-package"))
     monkeypatch.setattr(Nf4, "packages", absent)
     comparison = compare(
-        backends=["nf4", "sdpa"], workload=QUICK, evaluation=None, runs_dir=str(tmp_path)
+        backends=["nf4", "sdpa"],
+        workload=QUICK,
+        evaluation=None,
+        keeping=kept(tmp_path),
     )
     assert [row.status for row in comparison.rows] == ["unavailable", "ok"]
     assert "no-such-package" in str(comparison.rows[0].reason)
@@ -168,7 +177,7 @@ def test_a_missing_package_is_an_unavailable_row(
 def test_a_quantised_model_leaves_the_other_rows_out(tmp_path: Path) -> None:
     """Rows of other formats say why they were skipped."""
     folder = quantised_copy(tmp_path, {"quant_method": "eetq"})
-    comparison = compare(str(folder), workload=QUICK, evaluation=None, runs_dir=str(tmp_path))
+    comparison = compare(str(folder), workload=QUICK, evaluation=None, keeping=kept(tmp_path))
     assert {row.status for row in comparison.rows} == {"skipped"}
     stored, *others = comparison.rows
     assert stored.backend == "stored" and "loads compressed-tensors" in str(stored.reason)
@@ -182,7 +191,7 @@ def test_a_budget_that_is_too_small_rules_rows_out(tmp_path: Path, artifact_cach
     """Rows that need more than --gpu-gb are not tried; the CPU row has no such bound."""
     comparison = compare(
         backends=["bf16", "gguf"], workload=QUICK, evaluation=None, gpu_gb=0.001,
-        runs_dir=str(tmp_path), cache_dir=str(artifact_cache),
+        keeping=kept(tmp_path), cache_dir=str(artifact_cache),
     )  # fmt: skip
     bf16, gguf = comparison.rows
     assert bf16.status == "does_not_fit" and "budget is 1.00 MB" in str(bf16.reason)
@@ -201,7 +210,7 @@ def test_a_killed_worker_costs_only_its_row(tmp_path: Path) -> None:
 
     comparison = compare(
         backends=["sdpa", "bf16", "nf4"], workload=QUICK, evaluation=None,
-        runs_dir=str(tmp_path), observer=Watcher(kill),
+        keeping=kept(tmp_path), observer=Watcher(kill),
     )  # fmt: skip
     assert [row.status for row in comparison.rows] == ["ok", "failed", "ok"]
     assert "SIGKILL" in str(comparison.rows[1].reason)
@@ -222,7 +231,7 @@ def test_all_formats_of_a_real_model(
         backends=[*default_backends(stories260k), "gguf:f16"],
         workload=QUICK,
         evaluation=settings,
-        runs_dir=str(tmp_path),
+        keeping=kept(tmp_path),
         cache_dir=str(artifact_cache),
     )
     rows = {row.backend: row for row in comparison.rows}
@@ -253,7 +262,7 @@ def test_an_interrupt_keeps_the_finished_rows(tmp_path: Path) -> None:
     with pytest.raises(ComparisonInterrupted) as caught:
         compare(
             backends=["sdpa", "bf16", "nf4"], workload=QUICK, evaluation=None,
-            runs_dir=str(tmp_path), observer=Watcher(interrupt),
+            keeping=kept(tmp_path), observer=Watcher(interrupt),
         )  # fmt: skip
     rows = caught.value.comparison.rows
     assert [row.status for row in rows] == ["ok", "skipped", "skipped"]
@@ -275,7 +284,12 @@ def test_an_interrupt_keeps_the_finished_rows(tmp_path: Path) -> None:
         ({"workload": Workload(prompt_tokens=5000)}, UsageError, "5000 prompt"),
         ({"workload": Workload(new_tokens=1)}, UsageError, "1 new tokens"),
         ({"model": "./absent"}, ModelNotFound, "absent"),
-        pytest.param({"runs_dir": "/proc/none"}, StoreError, "/proc/none", marks=pytest.mark.slow),
+        pytest.param(
+            {"keeping": Keeping(runs_dir="/proc/none")},
+            StoreError,
+            "/proc/none",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_wrong_arguments_are_refused_before_anything_runs(
@@ -283,7 +297,7 @@ def test_wrong_arguments_are_refused_before_anything_runs(
 ) -> None:
     """Each mistake is one error that names the value."""
     with pytest.raises(error, match=says):
-        compare(**({"runs_dir": str(tmp_path)} | options))
+        compare(**({"keeping": kept(tmp_path)} | options))
 
 
 def test_public_names_resolve() -> None:

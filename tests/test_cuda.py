@@ -10,6 +10,7 @@ import torch
 from llmfit.backends.registry import default_backends, get_backend
 from llmfit.comparison import compare
 from llmfit.decode.torch_decoder import TorchDecoder
+from llmfit.keeping import Keeping
 from llmfit.models import resolve
 from llmfit.records import EvaluationSettings, ModelSpec, Plan, Workload
 from llmfit.runner.isolate import run_isolated
@@ -110,7 +111,7 @@ def test_quality_on_the_gpu_is_that_of_the_cpu(tmp_path: Path) -> None:
             workload=QUICK,
             evaluation=EvaluationSettings(limit=40),
             device=device,
-            runs_dir=str(tmp_path),
+            keeping=Keeping(runs_dir=str(tmp_path)),
         ).rows
         assert [row.status for row in rows] == ["ok", "ok"], [row.reason for row in rows]
         assert rows[0].perplexity is not None and rows[1].kl_divergence is not None

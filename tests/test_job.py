@@ -12,6 +12,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from llmfit.backends.registry import get_backend
 from llmfit.comparison import compare
 from llmfit.job import _too_large, nothing_fits
+from llmfit.keeping import Keeping
 from llmfit.models import data_path, resolve
 from llmfit.planning.memory.prediction import predict_memory
 from llmfit.records import Environment, ModelSpec, Plan, RunRecord, Status, Workload
@@ -93,7 +94,7 @@ def run(spec: ModelSpec, folder: Path, ram_gb: float | None) -> tuple[RunRecord,
     """The sdpa row, and what is added to it."""
     return compare(
         spec.path, backends=["sdpa"], workload=QUICK, evaluation=None, ram_gb=ram_gb, threads=1,
-        runs_dir=str(folder),
+        keeping=Keeping(runs_dir=str(folder)),
     ).rows  # fmt: skip
 
 

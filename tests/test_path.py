@@ -9,6 +9,7 @@ import pytest
 
 from llmfit.comparison import compare
 from llmfit.errors import UsageError
+from llmfit.keeping import Keeping
 from llmfit.path import Measuring, find_path
 from llmfit.planning.advice.ladder import ladder
 from llmfit.records import Workload
@@ -58,7 +59,7 @@ def test_rungs_that_run_beyond_the_target_do_not_fit(
         to_gb=0.02,
         workload=SHORT,
         device="cpu",
-        measuring=Measuring(threads=1, runs_dir=str(tmp_path), time_limit_s=200),
+        measuring=Measuring(threads=1, keeping=Keeping(runs_dir=str(tmp_path)), time_limit_s=200),
     )
     assert not path.reached and "nothing here fits 20.0 MB" in path.notes[-1]
     for rung in path.rungs[1:]:
@@ -76,7 +77,7 @@ def test_a_comparison_of_one_rung_adds_no_row(tmp_path: Path) -> None:
         evaluation=None,
         ram_gb=0.02,
         device="cpu",
-        runs_dir=str(tmp_path),
+        keeping=Keeping(runs_dir=str(tmp_path)),
         last_resort=False,
     )
     assert [(row.backend, row.status) for row in comparison.rows] == [("sdpa", "does_not_fit")]

@@ -13,6 +13,7 @@ import pytest
 import llmfit
 from llmfit.comparison import compare
 from llmfit.errors import LlmfitError, ModelNotFound, StoreError, UsageError
+from llmfit.keeping import Keeping
 from llmfit.models import data_path
 from llmfit.records import (
     Comparison,
@@ -55,14 +56,14 @@ def recorded(home: Path) -> Comparison:
             limit=10,
         ),
         threads=1,
-        runs_dir=str(home / "runs"),
+        keeping=Keeping(runs_dir=str(home / "runs")),
         cache_dir=str(home / "cache"),
     )
 
 
 def again(record: Any, home: Path) -> Any:
     """``reproduce`` with the runs in ``home``."""
-    return reproduce(record, runs_dir=str(home / "runs"))
+    return reproduce(record, keeping=Keeping(runs_dir=str(home / "runs")))
 
 
 def runs(home: Path) -> set[str]:
@@ -208,7 +209,7 @@ def test_what_is_no_record_is_refused(
 ) -> None:
     """Each is one error that names what was given, before anything runs."""
     with pytest.raises(error, match=says):
-        reproduce(make(tmp_path), runs_dir=str(tmp_path))
+        reproduce(make(tmp_path), keeping=Keeping(runs_dir=str(tmp_path)))
     assert not [path for path in tmp_path.iterdir() if path.is_dir()]
 
 

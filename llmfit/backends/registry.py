@@ -1,11 +1,16 @@
-"""Backend ids to backends, in the order of the table."""
+"""Backend ids to backends, in the order of the table; after them those of other packages.
+
+A package adds a format by an entry point of the group ``llmfit.backends``, whose name is the id and
+whose object is the ``Backend``'s class.
+"""
 
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
 
 from llmfit.backends.base import Backend
-from llmfit.errors import UsageError
+from llmfit.errors import UsageError, first_line
 from llmfit.records import ModelSpec
 
 # id -> "module:class"; imported when asked for, so that listing ids costs nothing.
@@ -28,8 +33,20 @@ _LAST_RESORT = "offload"
 
 
 def backend_ids() -> tuple[str, ...]:
-    """All ids, in the order of the table."""
-    return tuple(BACKENDS)
+    """All ids: the table's in its order, then those that other packages add."""
+    return (*BACKENDS, *sorted(_added()))
+
+
+def added_packages() -> dict[str, str]:
+    """Name and version of each package that adds a backend."""
+    found = (point.dist for point in _added().values())
+    return {dist.name: dist.version for dist in found if dist is not None}
+
+
+def _added() -> dict[str, EntryPoint]:
+    """Entry points of other packages by id; none can stand in for one of the table's."""
+    points = entry_points(group="llmfit.backends")
+    return {point.name: point for point in points if point.name not in BACKENDS}
 
 
 def default_backends(model: ModelSpec) -> tuple[str, ...]:
@@ -55,14 +72,29 @@ def split_id(spec: str) -> tuple[str, str | None]:
 def get_backend(spec: str) -> Backend:
     """The backend of ``id`` or ``id:variant``. Raises UsageError naming the known ids."""
     name, variant = split_id(spec)
-    if name not in BACKENDS:
-        raise UsageError(
-            f"unknown backend {name!r}; known are {', '.join(BACKENDS)}.", hint="llmfit backends"
-        )
-    module, _, attribute = BACKENDS[name].partition(":")
-    backend = getattr(import_module(module), attribute)()
-    assert isinstance(backend, Backend)
+    backend = _class(name)()
+    if not isinstance(backend, Backend):
+        raise UsageError(f"what another package adds as {name!r} is no llmfit backend.")
     if variant is not None and variant not in backend.variants:
         known = ", ".join(sorted(backend.variants)) or "none"
         raise UsageError(f"{name} has no type {variant!r}; known are: {known}.")
     return backend
+
+
+def _class(name: str) -> type[object]:
+    if name in BACKENDS:
+        module, _, attribute = BACKENDS[name].partition(":")
+        found: type[object] = getattr(import_module(module), attribute)
+        return found
+    added = _added()
+    if name not in added:
+        known = ", ".join((*BACKENDS, *sorted(added)))
+        raise UsageError(f"unknown backend {name!r}; known are {known}.", hint="llmfit backends")
+    try:
+        loaded: type[object] = added[name].load()
+    except (ImportError, AttributeError) as exc:
+        raise UsageError(
+            f"the backend {name!r} of another package cannot be loaded: {first_line(exc)}.",
+            hint="install that package again, or without it",
+        ) from exc
+    return loaded

@@ -7,9 +7,12 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from llmfit.errors import UsageError
+
+if TYPE_CHECKING:
+    from llmfit.keeping import Keeping
 
 MAX_COUNT = 10**9
 MAX_SEED = 2**32 - 1
@@ -80,6 +83,49 @@ def add_context(group: argparse._ActionsContainer) -> None:
         metavar="N",
         help="instead of prompt and new tokens: fill a context of N tokens",
     )
+
+
+def add_keeping(group: argparse._ActionsContainer, *, new_runs: bool = True) -> None:
+    """``--runs-dir`` and ``--store``, and with ``new_runs`` ``--tag``."""
+    group.add_argument(
+        "--runs-dir",
+        type=folder,
+        metavar="DIR",
+        help="where files of a running comparison are kept (default: the user's data folder)",
+    )
+    add_store(group)
+    if new_runs:
+        group.add_argument(
+            "--tag",
+            type=word,
+            metavar="NAME",
+            help="a name for this run in the store, e.g. to compare later ones with",
+        )
+
+
+def add_store(group: argparse._ActionsContainer) -> None:
+    """``--store``."""
+    group.add_argument(
+        "--store",
+        metavar="PLACE",
+        help="the results store: a file, or postgresql://user@host/database (default: "
+        "LLMFIT_STORE, or a file in the user's data folder)",
+    )
+
+
+def keeping(args: argparse.Namespace, *, resume: str | None = None) -> Keeping:
+    """Where the arguments say that records go."""
+    from llmfit.keeping import Keeping
+
+    tag = getattr(args, "tag", None)
+    return Keeping(runs_dir=args.runs_dir, store=args.store, tag=tag, resume=resume)
+
+
+def word(text: str) -> str:
+    """A name without spaces at its ends."""
+    if not text.strip() or text != text.strip():
+        raise argparse.ArgumentTypeError(f"must be a name, not {text!r}")
+    return text
 
 
 def add_time_limit(group: argparse._ActionsContainer, what: str) -> None:

@@ -185,10 +185,11 @@ def add_output(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("output")
     _args.add_format(group, FORMATS)
     _args.add_out(group)
+    _args.add_keeping(group)
     group.add_argument(
-        "--runs-dir",
-        type=_args.folder,
-        metavar="DIR",
-        help="where each finished row is kept (default: the user's data folder)",
+        "--resume",
+        metavar="RUN",
+        help="go on with an interrupted run, whose finished rows are not run again: its id, or "
+        "last for the newest one of this model",
     )
     group.add_argument("--quiet", action="store_true", help="no progress on stderr")

@@ -35,9 +35,9 @@ examples:
 
 A row that cannot run is shown with its reason and does not end the comparison.
 Where the weights are not here and cannot be fetched, the rows are predicted.
-Exit code: 0 when at least one row ran or all were predicted, 1 when none did,
-2 for a wrong argument, 130 when interrupted (the finished rows are kept and
-printed).
+Exit code: 0 when at least one row ran or all were predicted, 1 when none did
+or the results store failed, 2 for a wrong argument, 130 when interrupted (the
+finished rows are kept and printed; --resume last goes on).
 """
 
 _EVALUATION_OPTIONS = (
@@ -99,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
                 threads=args.threads,
                 seed=args.seed,
                 cache_dir=args.cache_dir,
-                runs_dir=args.runs_dir,
+                keeping=_args.keeping(args, resume=args.resume),
                 time_limit_s=args.time_limit,
                 observer=watching,
                 command=args.command,
@@ -114,8 +114,12 @@ def run(args: argparse.Namespace) -> int:
         rows = exc.comparison.rows
         done = sum(row.status != "skipped" for row in rows)
         say(f"llmfit: interrupted; {done} of {len(rows)} rows were finished, and are kept.")
+        say("Try: the same with --resume last")
         return 130
     _publish(comparison, args)
+    if comparison.store_error is not None:
+        say(f"llmfit: not stored: {comparison.store_error}")
+        return 1
     return 0 if any(row.status == "ok" or row.predicted_only for row in comparison.rows) else 1
 
 

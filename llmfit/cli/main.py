@@ -1,18 +1,33 @@
 """Entry point of ``llmfit``: picks the verb, and turns errors into one message and an exit code.
 
-Exit codes: 0 done, 1 failed, 2 usage, 130 interrupted.
+Exit codes: 0 done, 1 failed, 2 usage, 3 a figure became worse, 130 interrupted.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
 
 from llmfit import __version__
-from llmfit.cli import advise, backends, cache, compare, generate, path, plan, reproduce, study
+from llmfit.cli import (
+    advise,
+    backends,
+    cache,
+    compare,
+    export,
+    generate,
+    history,
+    path,
+    plan,
+    report,
+    reproduce,
+    show,
+    study,
+)
 from llmfit.cli._args import Parser
 from llmfit.cli._console import complain, tolerate_narrow_encodings
 from llmfit.errors import LlmfitError, UsageError
@@ -27,6 +42,8 @@ examples:
   llmfit compare                              the embedded model, offline
   llmfit compare meta-llama/Llama-3.1-8B --gpu-gb 8
   llmfit plan meta-llama/Llama-3.1-8B --gpu "RTX 4060"
+  llmfit history                              what was measured before
+  llmfit report --config nightly.toml         measure a list, see what became worse
   llmfit reproduce result.json                run again: do the figures hold?
   llmfit study attention                      a technique, measured here
   llmfit generate ./my-model --backend nf4 --prompt "Once upon a time"
@@ -35,11 +52,19 @@ examples:
 `llmfit COMMAND --help` tells a command's options.
 """
 
+_PASSWORD = re.compile(r"(://[^/\s:@]+):[^@\s]*@")
+"""Of an address like ``postgresql://user:password@host``."""
+
 _VERBS = {
     "compare": compare,
     "plan": plan,
     "advise": advise,
     "path": path,
+    "history": history,
+    "show": show,
+    "export": export,
+    "import": export,
+    "report": report,
     "reproduce": reproduce,
     "generate": generate,
     "study": study,
@@ -84,7 +109,8 @@ def _run(argv: list[str]) -> int:
             f"unknown {what} {unknown[0]!r} of `llmfit {args.verb}`.",
             hint=f"llmfit {args.verb} --help",
         )
-    args.command = shlex.join(["llmfit", *argv])
+    # Records keep the command: a database's password is no part of them.
+    args.command = _PASSWORD.sub(r"\1@", shlex.join(["llmfit", *argv]))
     code: int = args.run(args)
     return code
 
@@ -103,6 +129,6 @@ def _parser() -> Parser:
     parser = Parser(prog="llmfit", description=_DESCRIPTION, epilog=_EPILOG)
     parser.add_argument("--version", action="version", version=f"llmfit {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="COMMAND", title="commands", required=True)
-    for verb in _VERBS.values():
+    for verb in dict.fromkeys(_VERBS.values()):
         verb.add_parser(verbs)
     return parser

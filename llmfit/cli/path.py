@@ -64,12 +64,7 @@ def add_parser(verbs: _args.Subparsers[_args.Parser]) -> None:
     )
     _args.add_machine(machine, where="where the PyTorch steps run")
     _args.add_cache_dir(machine)
-    machine.add_argument(
-        "--runs-dir",
-        type=_args.folder,
-        metavar="DIR",
-        help="where each measured row is kept (default: the user's data folder)",
-    )
+    _args.add_keeping(machine)
     _args.add_time_limit(machine, "step")
     machine.add_argument("--quiet", action="store_true", help="no progress on stderr")
     _args.add_format(parser)
@@ -90,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
             weights=args.weights,
             threads=args.threads,
             cache_dir=args.cache_dir,
-            runs_dir=args.runs_dir,
+            keeping=_args.keeping(args),
             time_limit_s=args.time_limit,
             observer=watching,
         )

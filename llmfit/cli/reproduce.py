@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from llmfit.cli import _args
 from llmfit.cli._console import emit, terminal_width
 from llmfit.report._text import plain
+from llmfit.report.regressions import metric_name
 from llmfit.units import format_bytes, format_rate, format_seconds, format_signed
 
 if TYPE_CHECKING:
@@ -35,20 +36,6 @@ Exit code: 0 when every figure is inside, 1 when one is not or a row failed,
 2 when the record cannot be run again here, 130 when interrupted.
 """
 
-_NAMES = {
-    "decode.tokens_per_s": "decode tokens/s",
-    "prefill.tokens_per_s": "prefill tokens/s",
-    "ttft_s": "time to first token",
-    "memory.peak_bytes": "peak memory",
-    "hellaswag.acc": "HellaSwag acc",
-    "hellaswag.acc_norm": "HellaSwag acc_norm",
-    "perplexity.token": "perplexity (token)",
-    "perplexity.word": "perplexity (word)",
-    "perplexity.byte": "perplexity (byte)",
-    "kl_divergence": "KL divergence",
-    "top1_agreement": "top-1 agreement",
-}
-
 
 def add_parser(verbs: _args.Subparsers[_args.Parser]) -> None:
     """Add the verb and its options."""
@@ -61,12 +48,7 @@ def add_parser(verbs: _args.Subparsers[_args.Parser]) -> None:
     )
     parser.set_defaults(run=run)
     parser.add_argument("record", metavar="RECORD", help="a JSON file, a run's folder or its id")
-    parser.add_argument(
-        "--runs-dir",
-        type=_args.folder,
-        metavar="DIR",
-        help="where runs are looked up and kept (default: the user's data folder)",
-    )
+    _args.add_keeping(parser)
     _args.add_time_limit(parser, "row")
     _args.add_format(parser)
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
@@ -81,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     with observer(quiet=args.quiet) as watching:
         result = reproduce(
             args.record,
-            runs_dir=args.runs_dir,
+            keeping=_args.keeping(args),
             time_limit_s=args.time_limit,
             observer=watching,
             command=args.command,
@@ -114,11 +96,7 @@ def _cells(figure: Figure) -> tuple[str, ...]:
     else:
         interval = f"{show(figure.low)} to {show(figure.high)}"
     verdict = "inside" if figure.inside else "OUTSIDE"
-    return _name(figure), show(figure.recorded), interval, show(figure.again), verdict
-
-
-def _name(figure: Figure) -> str:
-    return _NAMES.get(figure.name, figure.name.removeprefix("tasks."))
+    return metric_name(figure.name), show(figure.recorded), interval, show(figure.again), verdict
 
 
 def _value(name: str, value: float) -> str:
@@ -153,7 +131,7 @@ def _doubts(row: RowAgreement) -> list[str]:
     if row.status != "ok":
         lines = [f"- {row.backend} did not run: {row.reason or row.status}"]
     else:
-        names = ", ".join(_name(figure) for figure in row.figures if not figure.inside)
+        names = ", ".join(metric_name(figure.name) for figure in row.figures if not figure.inside)
         lines = [f"- {row.backend}: {names}"]
     return lines + [
         f"  Warning {warning.code} · {row.backend}: {warning.message} Try: {warning.hint}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 
 from llmfit.device.bandwidth import measure_bandwidth
@@ -17,12 +18,15 @@ _PACKAGES = (
 )  # fmt: skip
 
 
-def environment(*, bandwidth: bool = False) -> Environment:
-    """This machine and the versions of what the rows ran on; measured ``bandwidth`` on request."""
+def environment(*, bandwidth: bool = False, added: Mapping[str, str] | None = None) -> Environment:
+    """This machine and the versions of what the rows ran on; measured ``bandwidth`` on request.
+
+    ``added`` are versions of packages that add backends, by name.
+    """
     import psutil
     import torch
 
-    packages = {}
+    packages = dict(added or {})
     for name in _PACKAGES:
         try:
             packages[name] = version(name)

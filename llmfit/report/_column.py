@@ -37,6 +37,8 @@ class Column:
     align: Literal["left", "right"] = "right"
     known: bool = True
     """False when no row has a value: such a column is left out."""
+    keys: tuple[float | None, ...] = ()
+    """What each cell is sorted by, None last; empty for texts, which sort as they are."""
 
 
 def with_ties(figures: Iterable[str], ties: Iterable[bool]) -> tuple[str, ...]:

@@ -60,6 +60,7 @@ def _hellaswag(rows: Rows, detail: Detail) -> Column:
         ),
         align="left",
         known=any(row.hellaswag is not None for row in rows),
+        keys=tuple(None if row.hellaswag is None else row.hellaswag.acc_norm for row in rows),
     )
 
 
@@ -96,6 +97,7 @@ def _perplexity(rows: Rows, detail: Detail) -> Column:
         ),
         align="left",
         known=any(row.perplexity is not None for row in rows),
+        keys=tuple(None if row.perplexity is None else row.perplexity.token for row in rows),
     )
 
 
@@ -136,6 +138,7 @@ def _divergence(rows: Rows, detail: Detail) -> Column:
         unit="nats",
         cells=tuple(map(cell, rows)),
         known=any(row.kl_divergence is not None for row in rows),
+        keys=tuple(row.kl_divergence for row in rows),
     )
 
 
@@ -153,6 +156,7 @@ def _agreement(rows: Rows) -> Column:
         unit="",
         cells=tuple(UNKNOWN if share is None else format_percent(share) for share in shares),
         known=any(share is not None for share in shares),
+        keys=tuple(shares),
     )
 
 
@@ -168,6 +172,7 @@ def _task(rows: Rows, name: str) -> Column:
         unit=f"{unit} ±" if spread else unit,
         cells=tuple(map(_metric_cell, metrics)),
         known=shown is not None,
+        keys=tuple(None if metric is None else metric.value for metric in metrics),
     )
 
 

@@ -71,6 +71,10 @@ def _memory(comparison: Comparison, detail: Detail) -> Column:
             for row in rows
         ),
         known=bool(sizes),
+        keys=tuple(
+            None if row.memory is None else row.memory.peak_bytes or row.memory.predicted_bytes
+            for row in rows
+        ),
     )
 
 
@@ -115,8 +119,17 @@ def _speed(rows: tuple[RunRecord, ...], detail: Detail) -> Column:
 
     measured = any(row.decode is not None for row in rows)
     return Column(
-        head="tokens/s", unit="median ±" if measured else "(pred.)", cells=tuple(map(cell, rows))
+        head="tokens/s",
+        unit="median ±" if measured else "(pred.)",
+        cells=tuple(map(cell, rows)),
+        keys=tuple(_rate(row) for row in rows),
     )
+
+
+def _rate(row: RunRecord) -> float | None:
+    if row.decode is not None:
+        return row.decode.tokens_per_s.median
+    return None if row.predicted_tokens_per_s is None else row.predicted_tokens_per_s.estimate
 
 
 def _predicted_speed(rate: SpeedPrediction | None, detail: Detail) -> str:
@@ -134,6 +147,7 @@ def _limit(rows: tuple[RunRecord, ...], detail: Detail) -> Column:
         unit="tokens/s" if rates else "",
         cells=tuple(_limit_cell(row, rates=rates) for row in rows),
         known=any(row.roofline.fraction is not None for row in rows),
+        keys=tuple(row.roofline.fraction for row in rows),
     )
 
 

@@ -1,8 +1,9 @@
-"""The comparison as CSV: one line per row, every figure in base units, nothing rounded."""
+"""Comparisons as CSV: one line per row, every figure in base units, nothing rounded."""
 
 from __future__ import annotations
 
 import csv
+from collections.abc import Iterable
 from io import StringIO
 
 from llmfit.records import (
@@ -23,16 +24,23 @@ def render_csv(comparison: Comparison) -> str:
 
     A text that a spreadsheet would run as a formula gets an apostrophe in front.
     """
-    rows = [_flat(comparison, row) for row in comparison.rows]
-    tasks = [_tasks(row) for row in comparison.rows]
+    return csv_text(flat_rows(comparison))
+
+
+def flat_rows(comparison: Comparison) -> list[dict[str, Value]]:
+    """Each row's figures by the name of the column; further tasks' come last."""
+    return [_flat(comparison, row) | _tasks(row) for row in comparison.rows]
+
+
+def csv_text(rows: Iterable[dict[str, Value]]) -> str:
+    """Rows as CSV, with a head line of all names that occur."""
+    rows = list(rows)
     # Rows may have been scored on different tasks: a failed one on none.
-    task_heads = list(dict.fromkeys(head for values in tasks for head in values))
-    heads = [*(rows[0] if rows else ()), *task_heads]
+    heads = list(dict.fromkeys(name for row in rows for name in row))
     out = StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(map(_field, heads))
-    for row, values in zip(rows, tasks, strict=True):
-        writer.writerow([_field((row | values).get(head)) for head in heads])
+    writer.writerows([_field(row.get(head)) for head in heads] for row in rows)
     return out.getvalue()
 
 

@@ -20,7 +20,7 @@ from statistics import median
 from typing import BinaryIO, NoReturn
 
 from llmfit.backends.base import Progress
-from llmfit.backends.registry import get_backend, split_id
+from llmfit.backends.registry import added_packages, get_backend, split_id
 from llmfit.deployer import Deployer
 from llmfit.device.energy import energy_meter
 from llmfit.device.environment import environment
@@ -313,7 +313,8 @@ def main(arguments: list[str]) -> int:
     with os.fdopen(descriptor, "wb", buffering=0) as pipe:
         channel = _Channel(pipe)
         if task in ("environment", "bandwidth"):
-            channel.send(Message(environment=environment(bandwidth=task == "bandwidth")))
+            found = environment(bandwidth=task == "bandwidth", added=added_packages())
+            channel.send(Message(environment=found))
             return 0
         plan = from_json(Plan, sys.stdin.buffer.readline(), source="the plan")
         _end_with_parent()

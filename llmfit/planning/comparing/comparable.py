@@ -7,7 +7,7 @@ library of another version moves tokens/s and the last digits of a log-probabili
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import dataclass, fields
 
 from llmfit.errors import UsageError
 from llmfit.records import Environment, EvaluationSettings, Plan, RunRecord
@@ -20,13 +20,26 @@ _WITHOUT_EFFECT = frozenset({"batch_tokens"})
 """Evaluation settings that bound memory and change no result."""
 
 
+@dataclass(frozen=True, slots=True)
+class FieldDifference:
+    """A field that two records tell differently."""
+
+    name: str
+    first: object
+    second: object
+
+    def __str__(self) -> str:
+        return f"{self.name} is {self.first!r} in one and {self.second!r} in the other"
+
+
 def difference_in(a: Environment, b: Environment) -> str | None:
     """The first field in which machine or versions differ, with both values; None for the same.
 
     Hardware first, then driver, Python's minor version and the packages by name. What a machine
     did not tell (RAM, driver) is no difference.
     """
-    return next(_environment_differences(a, b), None)
+    found = next(environment_differences(a, b), None)
+    return None if found is None else str(found)
 
 
 def require_comparable(a: RunRecord, b: RunRecord) -> None:
@@ -43,16 +56,17 @@ def require_comparable(a: RunRecord, b: RunRecord) -> None:
         )
 
 
-def _record_differences(a: RunRecord, b: RunRecord) -> Iterator[str]:
+def _record_differences(a: RunRecord, b: RunRecord) -> Iterator[FieldDifference | str]:
     if a.environment is not None and b.environment is not None:
-        yield from _environment_differences(a.environment, b.environment)
+        yield from environment_differences(a.environment, b.environment)
     elif a.environment is not b.environment:
         yield "the environment is recorded in only one of them"
     if a.plan is not None and b.plan is not None:
         yield from _plan_differences(a.plan, b.plan)
 
 
-def _environment_differences(a: Environment, b: Environment) -> Iterator[str]:
+def environment_differences(a: Environment, b: Environment) -> Iterator[FieldDifference]:
+    """All fields in which machine or versions differ; the order and exceptions of the above."""
     yield from _unequal("cpu", a.cpu, b.cpu)
     yield from _unequal("cpu_cores", a.cpu_cores, b.cpu_cores)
     if a.ram_bytes is not None and b.ram_bytes is not None:
@@ -68,7 +82,7 @@ def _environment_differences(a: Environment, b: Environment) -> Iterator[str]:
         yield from _unequal(name, a.packages.get(name), b.packages.get(name))
 
 
-def _plan_differences(a: Plan, b: Plan) -> Iterator[str]:
+def _plan_differences(a: Plan, b: Plan) -> Iterator[FieldDifference]:
     if a.model.content_hash is not None and b.model.content_hash is not None:
         yield from _unequal("model.content_hash", a.model.content_hash, b.model.content_hash)
     else:
@@ -84,12 +98,12 @@ def _plan_differences(a: Plan, b: Plan) -> Iterator[str]:
                 yield from _unequal(f"evaluation.{field.name}", x, y)
 
 
-def _unequal(name: str, a: object, b: object) -> Iterator[str]:
+def _unequal(name: str, a: object, b: object) -> Iterator[FieldDifference]:
     if a != b:
-        yield f"{name} is {a!r} in one and {b!r} in the other"
+        yield FieldDifference(name, a, b)
 
 
-def _unequal_size(name: str, a: int, b: int) -> Iterator[str]:
+def _unequal_size(name: str, a: int, b: int) -> Iterator[FieldDifference]:
     if abs(a - b) > MEMORY_TOLERANCE * max(a, b):
         yield from _unequal(name, a, b)
 

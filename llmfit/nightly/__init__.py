@@ -1,0 +1,1 @@
+"""A night's measuring: settings ─► comparisons one by one ─► what became worse ─► report."""

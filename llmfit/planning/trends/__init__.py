@@ -1,0 +1,1 @@
+"""Figures over time: which are followed, where they step, what may have caused it."""

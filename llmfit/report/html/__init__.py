@@ -1,0 +1,1 @@
+"""One HTML file that opens offline: tables, plots, and how to make its figures again."""

@@ -1,0 +1,1 @@
+"""Alembic's environment: ``versions/`` takes the tables from one version to the next."""

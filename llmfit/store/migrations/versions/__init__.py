@@ -1,0 +1,1 @@
+"""One file a version of the tables, in the order of their numbers."""

@@ -1,0 +1,194 @@
+"""A night from its settings to what it found, with real worker processes and a real store."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from llmfit.errors import UsageError
+from llmfit.job import ComparisonInterrupted, Observer
+from llmfit.nightly.config import Cell, NightlyConfig
+from llmfit.nightly.session import run_night
+from llmfit.nightly.stored import report_of_night, report_of_store
+from llmfit.records import RunRecord
+from llmfit.store.store import Store
+from llmfit.trend_records import NightResult
+
+pytestmark = pytest.mark.slow
+
+Night = Callable[..., NightlyConfig]
+Plugin = Callable[[str], None]
+
+
+def run(config: NightlyConfig, folder: Path, observer: Observer | None = None) -> NightResult:
+    """The night, its files under ``folder``."""
+
+    def watch(cell: Cell, number: int, total: int) -> Observer | None:
+        return observer
+
+    return run_night(config, runs_dir=str(folder / "runs"), watch=watch)
+
+
+class Stop(Observer):
+    """Ctrl-C after the first row."""
+
+    def row_done(self, record: RunRecord) -> None:
+        raise KeyboardInterrupt
+
+
+class Count(Observer):
+    """Which rows ran."""
+
+    def __init__(self) -> None:
+        self.ran: list[str] = []
+
+    def row_done(self, record: RunRecord) -> None:
+        self.ran.append(record.backend)
+
+
+def test_a_planted_slowdown_is_found_and_named(
+    night: Night, plugin: Plugin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three good nights, then version 1.1, which sleeps twice as long."""
+    for _ in range(3):
+        assert run(night(), tmp_path).regressions == ()
+    plugin("1.1")
+    monkeypatch.setenv("SLOWPOKE_S", "0.01")
+    result = run(night(), tmp_path)
+    assert result.complete
+    found = {(r.key.backend, r.key.metric): r for r in result.regressions}
+    slower = found["slowpoke", "decode.tokens_per_s"]
+    assert slower.change == pytest.approx(-0.5, abs=0.15)
+    assert slower.since_run == result.cells[0].run_id
+    assert slower.causes[0] == "slowpoke 1.0 → 1.1"
+    with Store(night().store) as store:
+        report = report_of_night(store, result)
+        again = report_of_store(store, title="x")
+    assert [c.run_id for c in report.comparisons] == [result.cells[0].run_id]
+    assert report.regressions == again.regressions == result.regressions
+    points = {len(s.points) for s in report.series if s.key.metric == "decode.tokens_per_s"}
+    assert points == {4}
+
+
+def test_a_row_that_fails_now_is_a_regression(
+    night: Night, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With its reason, and its figures are not judged."""
+    run(night(), tmp_path)
+    monkeypatch.setenv("SLOWPOKE_FAILS", "no kernel for this card")
+    result = run(night(), tmp_path)
+    assert {r.key.metric for r in result.regressions} == {"status"}
+    assert len(result.regressions) == 2
+    assert "no kernel for this card" in str(result.regressions[0].reason)
+
+
+def test_an_interrupted_night_goes_on_row_by_row(night: Night, tmp_path: Path) -> None:
+    """The row that was finished is not run again; the night is one session and one run."""
+    with pytest.raises(ComparisonInterrupted):
+        run(night(), tmp_path, Stop())
+    count = Count()
+    result = run(night(), tmp_path, count)
+    assert count.ran == ["slowpoke2"]
+    assert "goes on with the night" in result.notes[0]
+    with Store(night().store) as store:
+        (line,) = store.history()
+        assert line.session_id == result.session_id and line.ended
+        assert [row.backend for row in line.rows] == ["slowpoke", "slowpoke2"]
+    # Its end is stored: the next call is another night.
+    assert run(night(), tmp_path, count).session_id != result.session_id
+    assert count.ran == ["slowpoke2", "slowpoke", "slowpoke2"]
+
+
+def test_other_settings_do_not_go_on(night: Night, tmp_path: Path) -> None:
+    """A file that was edited asks for something else."""
+    with pytest.raises(ComparisonInterrupted):
+        run(night(), tmp_path, Stop())
+    count = Count()
+    assert run(night(title='title = "B"'), tmp_path, count).notes == ()
+    assert count.ran == ["slowpoke", "slowpoke2"]
+
+
+def test_what_fails_costs_only_itself(night: Night, tmp_path: Path) -> None:
+    """A model that is not there is a cell with its reason, and the others run."""
+    models = '[[models]]\nmodel = "/nowhere"\n[[models]]'
+    result = run(night(models=models), tmp_path)
+    assert [cell.status for cell in result.cells] == ["failed", "done"]
+    assert "no folder '/nowhere'" in str(result.cells[0].reason)
+    assert not result.complete and result.cells[1].rows_ok == 2
+
+
+def test_the_night_s_time_limit_is_kept(night: Night, tmp_path: Path) -> None:
+    """What would begin beyond it is not run, and is told."""
+    limit = 'title = "t"\ntime_limit_h = 1e-9'
+    result = run(night(title=limit), tmp_path)
+    assert [cell.status for cell in result.cells] == ["not run"]
+    assert "time limit" in str(result.cells[0].reason)
+
+
+def test_two_nights_at_once_are_refused(night: Night, tmp_path: Path) -> None:
+    """By a lock that goes with its process."""
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    code = (
+        "import sys, time; from filelock import FileLock\n"
+        f"lock = FileLock({str(runs / 'nightly.lock')!r}); lock.acquire()\n"
+        "print('locked', flush=True)\n"
+        "time.sleep(60)"
+    )
+    other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout is not None and other.stdout.readline() == "locked\n"
+        with pytest.raises(UsageError, match="another nightly run is under way"):
+            run(night(), tmp_path)
+    finally:
+        other.kill()
+        other.wait()
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline:
+        try:
+            assert run(night(), tmp_path).complete
+            return
+        except UsageError:  # the system frees the lock a moment after the process
+            time.sleep(0.1)
+    pytest.fail("the lock outlived its process")
+
+
+def test_a_baseline_is_a_tag_a_run_or_the_last(
+    night: Night, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slow night is worse than the tagged one, and not than a slow one before it."""
+    tagged = 'title = "t"\ntag = "v1"'
+    first = run(night(title=tagged), tmp_path)
+    monkeypatch.setenv("SLOWPOKE_S", "0.02")
+    run(night(), tmp_path)
+
+    def worse(baseline: str) -> set[str]:
+        result = run(night(title=f'title = "t"\nbaseline = "{baseline}"'), tmp_path)
+        return {r.key.metric for r in result.regressions}
+
+    assert "decode.tokens_per_s" in worse("v1")
+    assert "decode.tokens_per_s" in worse(str(first.cells[0].run_id))
+    assert "decode.tokens_per_s" in worse("history")
+    assert "decode.tokens_per_s" not in worse("last")
+    with pytest.raises(UsageError, match="has the tag or id 'v9'"):
+        worse("v9")
+
+
+def test_a_row_that_would_end_too_late_is_stopped(
+    night: Night, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The limit holds within a comparison: the first row is cut, the second does not begin."""
+    monkeypatch.setenv("SLOWPOKE_S", "30")
+    began = time.monotonic()
+    result = run(night(title='title = "t"\ntime_limit_h = 0.003'), tmp_path)  # 10.8 s
+    assert time.monotonic() - began < 40
+    (cell,) = result.cells
+    assert cell.status == "not run" and "time limit" in str(cell.reason)
+    with Store(night().store) as store:
+        statuses = [row.status for row in store.comparison(str(cell.run_id)).rows]
+    assert statuses == ["failed", "skipped"]

@@ -1,0 +1,142 @@
+"""A report as Markdown and JUnit XML: read back by a parser of each."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from xml.etree import ElementTree
+
+import pytest
+
+from llmfit.report.junit import render_junit
+from llmfit.report.night import render_report_markdown, summary
+from llmfit.report.regressions import format_value, regression_line
+from llmfit.testing import make_comparison, make_record
+from llmfit.trend_records import CellResult, NightResult, Regression, Report, SeriesKey
+
+WORSE = Regression(
+    key=SeriesKey(
+        machine="lab",
+        model="meta-llama/Llama-3.1-8B",
+        backend="nf4",
+        settings="s",
+        metric="decode.tokens_per_s",
+    ),
+    label="nf4",
+    before=40.0,
+    after=30.0,
+    change=-0.25,
+    threshold=0.05,
+    since_run="r4",
+    since="2026-01-04",
+    good_run="r3",
+    causes=("driver 580 → 590 | <b>",),
+)
+
+
+def night_of(*cells: CellResult) -> NightResult:
+    """A night with those cells."""
+    return NightResult(
+        session_id="n",
+        title="Lab",
+        machine="lab",
+        started_at="2026-01-04",
+        ended_at="2026-01-05",
+        cells=cells,
+        baseline="history",
+    )
+
+
+@pytest.fixture
+def report() -> Report:
+    """A comparison of three rows, one worse, one failed; a model that was not there."""
+    failed = replace(
+        make_record("int8", acc_norm=None, perplexity=None),
+        status="failed",
+        reason="bad \x1b[31m <kernel> & more",
+        decode=None,
+        memory=None,
+    )
+    absent = replace(failed, backend="awq", label="awq", status="unavailable", reason="no package")
+    comparison = make_comparison([make_record("bf16"), make_record("nf4"), failed, absent])
+    missing = CellResult(name="b", model="b", workload="", status="failed", reason="no folder 'b'")
+    done = CellResult(name="a", model="a", workload="", status="done")
+    return Report(
+        title="Lab *nightly* <x>",
+        made_at="2026-01-05T03:00:00",
+        comparisons=(comparison,),
+        series=(),
+        regressions=(WORSE,),
+        baseline="history",
+        night=night_of(done, missing),
+    )
+
+
+def test_markdown_has_what_became_worse_first(report: Report) -> None:
+    """Then what was not measured, then every comparison; texts from outside are text."""
+    text = render_report_markdown(report)
+    heads = re.findall(r"^#+ .*", text, re.MULTILINE)
+    assert heads[0] == r"# Lab \*nightly\* \<x\>"
+    assert heads[1:] == [
+        "## What became worse",
+        "## What was not measured",
+        "## meta-llama/Llama-3.1-8B",
+    ]
+    (row,) = [line for line in text.splitlines() if line.startswith("| decode tokens/s")]
+    cells = re.split(r"(?<!\\)\|", row)[1:-1]
+    assert len(cells) == 6 and r"\| \<b\>" in cells[5]
+    assert "40.0 → 30.0 (−25.0 %)" in cells[3] and "r4 (good: r3)" in cells[4]
+    assert "b: failed: no folder" in text
+
+
+def test_markdown_fits_a_github_job_summary(report: Report) -> None:
+    """At most 1 MiB: a night of 64 models."""
+    many = replace(report, comparisons=report.comparisons * 64, regressions=(WORSE,) * 100)
+    assert len(render_report_markdown(many).encode()) < 2**20
+
+
+def test_junit_has_a_case_for_each_row(report: Report) -> None:
+    """Worse and failed ones fail, what is unavailable is skipped, what is missing is an error."""
+    root = ElementTree.fromstring(render_junit(report))
+    suite, missing = root.findall("testsuite")
+    outcome = {case.get("name"): [child.tag for child in case] for case in suite}
+    assert outcome == {"bf16": [], "nf4": ["failure"], "int8": ["failure"], "awq": ["skipped"]}
+    assert (suite.get("tests"), suite.get("failures"), suite.get("skipped")) == ("4", "2", "1")
+    assert missing.get("errors") == "1"
+    failure = suite.find("testcase[@name='nf4']/failure")
+    assert failure is not None and failure.get("message") == "decode tokens/s"
+    assert failure.text == regression_line(WORSE)
+    kernel = suite.find("testcase[@name='int8']/failure")
+    assert kernel is not None and kernel.get("message") == r"bad \x1b[31m <kernel> & more"
+
+
+def test_a_summary_is_one_sentence(report: Report) -> None:
+    """What was found and what is missing."""
+    assert summary(report) == "1 figure became worse; 1 of 2 comparisons were not done."
+    assert summary(replace(report, night=None, regressions=())) == "Nothing became worse."
+    assert summary(replace(report, night=None, regressions=(WORSE,) * 2)).startswith("2 figures")
+
+
+def test_a_row_that_does_not_run_says_why() -> None:
+    """And no figure is made up."""
+    key = replace(WORSE.key, metric="status")
+    lost = replace(WORSE, key=key, change=None, before=None, after=None, status="failed")
+    line = regression_line(replace(lost, reason="no kernel", causes=()))
+    assert "failed: no kernel since r4/nf4" in line and "not known" in line
+
+
+@pytest.mark.parametrize(
+    ("metric", "value", "text"),
+    [
+        ("memory.peak_bytes", 4.7e9, "4.70 GB"),
+        ("ttft_s", 0.0123, "12.3 ms"),
+        ("decode.tokens_per_s", 52.13, "52.1"),
+        ("hellaswag.acc_norm", 0.816, "81.6 %"),
+        ("perplexity.token", 6.1414, "6.14"),
+        ("kl_divergence", 0.00123, "0.00123"),
+        ("ttft_s", None, "–"),
+    ],
+)
+def test_values_have_their_unit(metric: str, value: float | None, text: str) -> None:
+    """By the metric's name."""
+    assert format_value(metric, value) == text
