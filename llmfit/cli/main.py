@@ -43,7 +43,7 @@ examples:
   llmfit compare meta-llama/Llama-3.1-8B --gpu-gb 8
   llmfit plan meta-llama/Llama-3.1-8B --gpu "RTX 4060"
   llmfit history                              what was measured before
-  llmfit report --config nightly.toml         measure a list, see what became worse
+  llmfit report --config nightly.toml         measure a list: what became worse?
   llmfit reproduce result.json                run again: do the figures hold?
   llmfit study attention                      a technique, measured here
   llmfit generate ./my-model --backend nf4 --prompt "Once upon a time"

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from llmfit.cli import _args
 from llmfit.cli._console import emit, terminal_width
 from llmfit.report._text import plain
-from llmfit.report.regressions import metric_name
 from llmfit.units import format_bytes, format_rate, format_seconds, format_signed
 
 if TYPE_CHECKING:
@@ -87,6 +86,12 @@ def _table(result: Reproduction) -> str:
     return "\n".join([table, *lines]) + "\n"
 
 
+def _name(figure: Figure) -> str:
+    from llmfit.report.regressions import metric_name
+
+    return metric_name(figure.name)
+
+
 def _cells(figure: Figure) -> tuple[str, ...]:
     def show(value: float | None) -> str:
         return "–" if value is None else _value(figure.name, value)
@@ -96,7 +101,7 @@ def _cells(figure: Figure) -> tuple[str, ...]:
     else:
         interval = f"{show(figure.low)} to {show(figure.high)}"
     verdict = "inside" if figure.inside else "OUTSIDE"
-    return metric_name(figure.name), show(figure.recorded), interval, show(figure.again), verdict
+    return _name(figure), show(figure.recorded), interval, show(figure.again), verdict
 
 
 def _value(name: str, value: float) -> str:
@@ -131,7 +136,7 @@ def _doubts(row: RowAgreement) -> list[str]:
     if row.status != "ok":
         lines = [f"- {row.backend} did not run: {row.reason or row.status}"]
     else:
-        names = ", ".join(metric_name(figure.name) for figure in row.figures if not figure.inside)
+        names = ", ".join(_name(figure) for figure in row.figures if not figure.inside)
         lines = [f"- {row.backend}: {names}"]
     return lines + [
         f"  Warning {warning.code} · {row.backend}: {warning.message} Try: {warning.hint}"

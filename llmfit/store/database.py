@@ -61,8 +61,11 @@ def connect(place: str | Path) -> Engine:
         ) from exc
     if _is_sqlite(url):
         _listen(engine)
-    with translated(engine):
+    try:
         _migrate(engine)
+    except BaseException:
+        engine.dispose()
+        raise
     return engine
 
 

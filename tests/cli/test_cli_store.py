@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from llmfit.cli.main import main
 from llmfit.store.heads import RunHead
 from llmfit.store.store import Store
 from llmfit.testing import make_comparison, make_record
@@ -22,10 +24,10 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 NAME = "meta-llama/Llama-3.1-8B"
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six nights of two rows, the last three slower; a seventh that was interrupted."""
-    place = tmp_path / "store.db"
+    place = tmp_path_factory.mktemp("store") / "store.db"
     with Store(place) as opened:
         for night in range(1, 8):
             at = f"2026-01-{night:02d}T03:00:00+00:00"
@@ -51,6 +53,12 @@ def store(tmp_path: Path) -> Path:
                 opened.begin(head)
                 opened.add("night7", 0, comparison.rows[0])
     return place
+
+
+@pytest.fixture
+def store(filled: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    return Path(shutil.copy(filled, tmp_path))
 
 
 WRONG = [
@@ -83,14 +91,20 @@ WRONG = [
     ("words", "named"), WRONG, ids=lambda v: " ".join(v) if isinstance(v, list) else ""
 )
 def test_a_wrong_argument_is_one_message(
-    llmfit: Run, store: Path, words: list[str], named: str
+    store: Path,
+    words: list[str],
+    named: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Exit code 2, nothing on stdout, one message that names it and the next command."""
-    done = llmfit(*words, cwd=store.parent, LLMFIT_STORE=str(store))
-    assert done.returncode == 2 and done.stdout == ""
-    first, *hint = done.stderr.splitlines()
-    assert first.startswith("llmfit: error: ") and named in first
-    assert len(hint) <= 1 and "Traceback" not in done.stderr
+    monkeypatch.chdir(store.parent)
+    monkeypatch.setenv("LLMFIT_STORE", str(store))
+    assert main(words) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    first, *hint = told.err.splitlines()
+    assert first.startswith("llmfit: error: ") and named in first and len(hint) <= 1
 
 
 @pytest.mark.parametrize("verb", ["history", "show", "export", "import", "report"])
