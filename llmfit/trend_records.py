@@ -61,6 +61,8 @@ class Series:
     """The row's name for people."""
     better: Better
     points: tuple[Observation, ...]
+    noise: float | None = None
+    """Standard error of one observation, relative, where more of them tell it than these."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from llmfit.errors import UsageError
 from llmfit.nightly.config import HISTORY
 from llmfit.planning.trends.regressions import regressions
+from llmfit.planning.trends.steps import noise
 from llmfit.trend_records import Regression, RowHistory, Series
 
 if TYPE_CHECKING:
@@ -56,9 +57,11 @@ def find_regressions(
 
 
 def _pair(series: Series, good: frozenset[str] | None) -> Series | None:
-    """The newest observation and the baseline's; None where the baseline has none of it."""
+    """The newest observation and the baseline's, with the noise of all; None without the latter."""
     before = [p for p in series.points[:-1] if good is None or p.run_id in good]
-    return replace(series, points=(before[-1], series.points[-1])) if before else None
+    if not before:
+        return None
+    return replace(series, points=(before[-1], series.points[-1]), noise=noise(series))
 
 
 def _outcomes(row: RowHistory, good: frozenset[str] | None) -> RowHistory:

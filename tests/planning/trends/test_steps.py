@@ -61,10 +61,17 @@ def test_two_nights_are_enough_for_a_large_step() -> None:
     assert step.at == 1 and step.change == pytest.approx(-0.5) and step.worse
 
 
-def test_a_change_within_the_intervals_of_two_nights_is_none() -> None:
-    """10 % less is nothing where each night is known to 20 %, and something at 1 %."""
-    assert steps(series_of([40.0, 36.0], half=0.2)) == ()
-    assert len(steps(series_of([40.0, 36.0], half=0.01))) == 1
+def test_two_nights_say_little_of_what_nights_differ_by() -> None:
+    """10 % less is nothing yet, however exact each night was; 20 % less is."""
+    assert steps(series_of([40.0, 36.0], half=0.001)) == ()
+    assert len(steps(series_of([40.0, 32.0], half=0.001))) == 1
+
+
+def test_a_change_within_the_intervals_is_none() -> None:
+    """10 % less is nothing where each of six nights is known to 40 %, and something at 1 %."""
+    values = [40.0, 40.1, 39.9, 40.0, 40.1, 36.0]
+    assert steps(series_of(values, half=0.4)) == ()
+    assert len(steps(series_of(values, half=0.01))) == 1
 
 
 def test_four_percent_is_not_enough() -> None:
