@@ -205,14 +205,17 @@ def _text(report: Report, folder: Path) -> str:
 
     from llmfit.cli._console import terminal_width
     from llmfit.report.night import not_done, summary
-    from llmfit.report.regressions import cell_line, regression_line
+    from llmfit.report.regressions import cell_line, grouped
 
     lines = [summary(report)]
-    lines += [f"✗ {regression_line(each)}" for each in report.regressions]
+    for group in grouped(report.regressions):
+        lines += [f"✗ {group.head}", *(f"    {line}" for line in group.lines)]
     lines += [f"– {cell_line(cell)}" for cell in not_done(report)]
     lines.append(f"Written: {folder}/report.html, .md, .json, and junit.xml")
     width = terminal_width()
-    return "\n".join(textwrap.fill(line, width, subsequent_indent="  ") for line in lines) + "\n"
+    return (
+        "\n".join(textwrap.fill(line, width, subsequent_indent="      ") for line in lines) + "\n"
+    )
 
 
 def _send(report: Report, args: argparse.Namespace, address: str | None) -> bool:

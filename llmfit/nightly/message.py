@@ -12,7 +12,7 @@ from urllib.request import Request, urlopen
 from llmfit.errors import StoreError, UsageError
 from llmfit.report._text import plain
 from llmfit.report.night import not_done, summary
-from llmfit.report.regressions import cell_line, regression_line
+from llmfit.report.regressions import cell_line, grouped
 from llmfit.trend_records import Report
 
 WEBHOOK_VARIABLE = "LLMFIT_WEBHOOK_URL"
@@ -31,7 +31,8 @@ _PATH = re.compile(
 def message_text(report: Report) -> str:
     """Some lines for a chat: what became worse and what was not done, no path and no secret."""
     lines = [f"{plain(report.title)}: {summary(report)}"]
-    lines += [f"• {regression_line(each)}" for each in report.regressions]
+    for group in grouped(report.regressions):
+        lines += [f"• {group.head}", *(f"   {line}" for line in group.lines)]
     lines += [f"• {cell_line(cell)}" for cell in not_done(report)]
     if len(lines) > _MESSAGE_LINES:
         lines = [*lines[:_MESSAGE_LINES], f"… and {len(lines) - _MESSAGE_LINES} more"]

@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 from llmfit.records import Comparison, RunRecord
 from llmfit.report._text import visible
 from llmfit.report.night import not_done
-from llmfit.report.regressions import cell_line, metric_name, regression_line
+from llmfit.report.regressions import cell_line, grouped, metric_name
 from llmfit.trend_records import Regression, Report
 
 
@@ -49,7 +49,8 @@ def _suite(
         if own:
             message = "; ".join(metric_name(each.key.metric) for each in own)
             failure = ElementTree.SubElement(case, "failure", message=_xml(message))
-            failure.text = _xml("\n".join(map(regression_line, own)), keep="\n")
+            told = [line for group in grouped(own) for line in (group.head, *group.lines)]
+            failure.text = _xml("\n".join(told), keep="\n")
         elif row.status == "failed":
             ElementTree.SubElement(case, "failure", message=_xml(row.reason or row.status))
         elif row.status != "ok":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from llmfit.report._text import plain
 from llmfit.report.markdown import escape, render_markdown, table_line
-from llmfit.report.regressions import cell_line, metric_name, size_text
+from llmfit.report.regressions import cause_text, cell_line, metric_name, size_text
 from llmfit.trend_records import CellResult, Regression, Report
 
 
@@ -56,7 +56,7 @@ def _table(found: tuple[Regression, ...]) -> list[str]:
             plain(each.label),
             size_text(each),
             f"{each.since_run} (good: {each.good_run})",
-            "; ".join(map(plain, each.causes)) or "not known, a record is missing",
+            cause_text(each.causes).removeprefix("likely cause: "),
         )
         lines.append(table_line(escape(cell) for cell in cells))
     return lines

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 from llmfit.report._text import plain
 from llmfit.trend_records import CellResult, Regression
 from llmfit.units import (
@@ -60,14 +63,37 @@ def size_text(found: Regression) -> str:
     return f"{values} ({format_signed(100 * found.change, decimals=1)} %)"
 
 
-def regression_line(found: Regression) -> str:
-    """Metric, row, size, since which record, and the likely cause, in one sentence."""
-    where = f"{plain(found.key.model)}, {plain(found.label)}"
-    cause = "; ".join(map(plain, found.causes)) or "not known, a record is missing"
-    return (
-        f"{metric_name(found.key.metric)} of {where}: {size_text(found)} since "
-        f"{found.since_run}/{found.key.backend}. Likely cause: {cause}."
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegressionGroup:
+    """Regressions of one model that began with the same run, and have the same likely cause."""
+
+    head: str
+    """Since which record, and the cause."""
+    lines: tuple[str, ...]
+    """Figure, row and size of each."""
+
+
+def grouped(found: Sequence[Regression]) -> tuple[RegressionGroup, ...]:
+    """The regressions in groups, in the order of the first of each."""
+    groups: dict[tuple[str, str, tuple[str, ...]], list[Regression]] = {}
+    for each in found:
+        groups.setdefault((each.key.model, each.since_run, each.causes), []).append(each)
+    return tuple(
+        RegressionGroup(
+            head=f"{plain(model)} since {run_id}: {cause_text(causes)}",
+            lines=tuple(
+                f"{metric_name(each.key.metric)}, {plain(each.label)}: {size_text(each)}"
+                for each in members
+            ),
+        )
+        for (model, run_id, causes), members in groups.items()
     )
+
+
+def cause_text(causes: Sequence[str]) -> str:
+    """The likely causes in one line."""
+    told = "; ".join(plain(cause).rstrip(".") for cause in causes)
+    return f"likely cause: {told}" if told else "cause not known, a record is missing"
 
 
 def cell_line(cell: CellResult) -> str:

@@ -10,7 +10,7 @@ import pytest
 
 from llmfit.report.junit import render_junit
 from llmfit.report.night import render_report_markdown, summary
-from llmfit.report.regressions import format_value, regression_line
+from llmfit.report.regressions import format_value, grouped
 from llmfit.testing import make_comparison, make_record
 from llmfit.trend_records import CellResult, NightResult, Regression, Report, SeriesKey
 
@@ -105,7 +105,10 @@ def test_junit_has_a_case_for_each_row(report: Report) -> None:
     assert missing.get("errors") == "1"
     failure = suite.find("testcase[@name='nf4']/failure")
     assert failure is not None and failure.get("message") == "decode tokens/s"
-    assert failure.text == regression_line(WORSE)
+    assert str(failure.text).splitlines() == [
+        "meta-llama/Llama-3.1-8B since r4: likely cause: driver 580 → 590 | <b>",
+        "decode tokens/s, nf4: 40.0 → 30.0 (−25.0 %)",
+    ]
     kernel = suite.find("testcase[@name='int8']/failure")
     assert kernel is not None and kernel.get("message") == r"bad \x1b[31m <kernel> & more"
 
@@ -121,8 +124,15 @@ def test_a_row_that_does_not_run_says_why() -> None:
     """And no figure is made up."""
     key = replace(WORSE.key, metric="status")
     lost = replace(WORSE, key=key, change=None, before=None, after=None, status="failed")
-    line = regression_line(replace(lost, reason="no kernel", causes=()))
-    assert "failed: no kernel since r4/nf4" in line and "not known" in line
+    (group,) = grouped([replace(lost, reason="no kernel", causes=())])
+    assert group.lines == ("runs, nf4: failed: no kernel",) and "not known" in group.head
+
+
+def test_figures_of_one_cause_stand_together() -> None:
+    """Those that began with another run, or of another model, stand apart."""
+    first, second = grouped([WORSE, replace(WORSE, since_run="r9"), replace(WORSE, label="awq")])
+    assert [line.split(",")[1].strip()[:3] for line in first.lines] == ["nf4", "awq"]
+    assert "since r9" in second.head and len(second.lines) == 1
 
 
 @pytest.mark.parametrize(

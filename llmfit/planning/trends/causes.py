@@ -6,7 +6,11 @@ from collections.abc import Iterator
 
 from llmfit.planning.comparing.comparable import environment_differences
 from llmfit.records import Environment, RunRecord
+from llmfit.units import GB
 
+_BANDWIDTH_CHANGE = 0.1
+"""Share by which the machine's bandwidth has to change to be told. A choice: on a virtual machine
+it varies by some percent from run to run."""
 NOTHING = "nothing that is recorded changed: look at the machine, or run again"
 
 
@@ -53,5 +57,14 @@ def _machine(before: Environment | None, after: Environment | None) -> Iterator[
         return
     for each in environment_differences(before, after):
         yield f"{each.name} {each.first or 'none'} → {each.second or 'none'}"
+    for name, old, new in (
+        ("RAM's", before.cpu_bandwidth, after.cpu_bandwidth),
+        ("GPU memory's", before.gpu_bandwidth, after.gpu_bandwidth),
+    ):
+        if old and new and abs(new / old - 1) > _BANDWIDTH_CHANGE:
+            yield (
+                f"the {name} read bandwidth, measured before the rows, {old / GB:.1f} → "
+                f"{new / GB:.1f} GB/s"
+            )
     if before.platform != after.platform:
         yield f"platform {before.platform} → {after.platform}"

@@ -133,6 +133,14 @@ def test_causes_are_what_changed() -> None:
     assert causes() == (NOTHING,)
     card = replace(HERE, gpu="RTX 3090", packages={"torch": "2.14.0"})
     assert causes(environment=card) == ("gpu RTX 4090 → RTX 3090", "torch 2.13.0 → 2.14.0")
+    slow = replace(HERE, cpu_bandwidth=20e9)
+    fast = replace(HERE, cpu_bandwidth=30e9)
+    before = replace(rate(40), environment=fast)
+    (told,) = likely_causes(before, replace(before, environment=slow))
+    assert "bandwidth" in told and "30.0 → 20.0 GB/s" in told
+    assert likely_causes(
+        before, replace(before, environment=replace(HERE, cpu_bandwidth=29e9))
+    ) == (NOTHING,)
     assert causes(kernel=Kernel(linear="Linear4bit", attention="sdpa")) == (
         "linear kernel Linear → Linear4bit",
     )
