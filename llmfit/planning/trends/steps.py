@@ -34,9 +34,10 @@ _NIGHTLY_NOISE = 0.05
 """What a figure of time is taken to move by from night to night while its scatter is not known:
 seven nights of seven formats on a virtual machine had standard deviations of 2 to 5 %, whatever
 the intervals within a night told. Two nights then have to differ by 14 %."""
-_OF_TIME = frozenset(
+OF_TIME = frozenset(
     {"decode.tokens_per_s", "prefill.tokens_per_s", "ttft_s", "energy.joules_per_token"}
 )
+"""Figures that are another in every run."""
 _EXACT = ("hellaswag.", "perplexity.", "tasks.")
 """Figures whose interval is that of the drawn items: the same items again give the same figure."""
 
@@ -117,7 +118,7 @@ def noise(series: Series) -> float:
     return max(
         _LEAST_NOISE,
         median(known) if known else 0.0,
-        _NIGHTLY_NOISE if few and series.key.metric in _OF_TIME else 0.0,
+        _NIGHTLY_NOISE if few and series.key.metric in OF_TIME else 0.0,
         _scatter([point.value for point in points]),
     )
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import Any
 
-from llmfit.planning.trends.steps import steps
+from llmfit.planning.trends.steps import OF_TIME, steps
 from llmfit.records import Comparison, RunRecord
 from llmfit.report._text import plain
 from llmfit.trend_records import Regression, Series
@@ -23,6 +23,8 @@ from llmfit.units import format_bytes, format_number, format_percent, format_rat
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#7F7F7F")
 """Okabe and Ito's, told apart by everyone. Source: jfly.uni-koeln.de/color"""
 _LEAST_MARK, _LARGEST_MARK = 12, 44
+_LABELS = ("top center", "bottom center", "middle right", "middle left")
+"""Where labels of neighbours stand, so that fewer lie upon each other."""
 _BYTES = {"tickformat": "~s", "ticksuffix": "B"}
 _SYMBOLS = ("circle", "square", "diamond", "cross", "triangle-up", "star", "hexagon", "x")
 
@@ -93,7 +95,8 @@ def _speed_and_quality(comparison: Comparison) -> Chart | None:
                 "x": [rate],
                 "y": [value],
                 "text": [_name(row)],
-                "textposition": "top center",
+                "textposition": _LABELS[index % len(_LABELS)],
+                "cliponaxis": False,
                 "marker": {
                     "size": _mark(size, largest),
                     "color": COLOURS[index % len(COLOURS)],
@@ -314,9 +317,11 @@ def time_chart(
 
 
 def _errors(series: Series) -> dict[str, Any]:
-    """The intervals as bars; a figure without one has none."""
+    """The intervals of a figure of time as bars; others have none, or one of the drawn items."""
     points = series.points
-    if any(point.low is None or point.high is None for point in points):
+    if series.key.metric not in OF_TIME or any(
+        point.low is None or point.high is None for point in points
+    ):
         return {"visible": False}
     return {
         "type": "data",

@@ -18,7 +18,7 @@ function draw() {
       paper_bgcolor: colour("--page"),
       plot_bgcolor: colour("--page"),
       font: { color: colour("--text"), family: "system-ui, sans-serif", size: 13 },
-      legend: { orientation: "h", y: -0.2 },
+      legend: { orientation: "h", y: 1.02, yanchor: "bottom" },
       hoverlabel: { namelength: -1 },
       transition: { duration: still.matches ? 0 : 200 },
       ...chart.layout,
