@@ -24,8 +24,8 @@ from llmfit.store.store import Store
 
 ExportFormat = Literal["json", "csv", "parquet"]
 EXPORT_FORMATS: tuple[ExportFormat, ...] = get_args(ExportFormat)
-_HEAD, _RUN = "llmfit_head", "llmfit_comparison"
-"""Columns of a Parquet table that hold a run's whole record, in the first of its rows."""
+_RECORD = "llmfit_run"
+"""Column of a Parquet table that holds a run's whole record, in the first of its rows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +34,8 @@ class StoredRun:
 
     head: RunHead
     comparison: Comparison
+    ended: bool = True
+    """False: it was interrupted, and has the rows that were finished."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +60,14 @@ def export_runs(store: Store, fmt: ExportFormat, path: Path, *, model: str | Non
 
     Raises StoreError, and UsageError where there is no run or Parquet's package is missing.
     """
-    runs = [_stored(store, line.run_id) for line in reversed(store.history(model))]
+    runs = [
+        StoredRun(
+            head=store.head(line.run_id),
+            comparison=store.comparison(line.run_id),
+            ended=line.ended,
+        )
+        for line in reversed(store.history(model))
+    ]
     if not runs:
         raise UsageError(
             f"there is no run{'' if model is None else f' of {model}'} in {store.name}.",
@@ -76,10 +85,6 @@ def export_runs(store: Store, fmt: ExportFormat, path: Path, *, model: str | Non
     except OSError as exc:
         raise StoreError(f"cannot write {path}: {exc.strerror}.", hint="another --out") from exc
     return len(runs)
-
-
-def _stored(store: Store, run_id: str) -> StoredRun:
-    return StoredRun(head=store.head(run_id), comparison=store.comparison(run_id))
 
 
 def _rows(run: StoredRun) -> list[dict[str, Any]]:
@@ -112,10 +117,7 @@ def _write_parquet(runs: Sequence[StoredRun], path: Path) -> None:
 
 def _with_record(run: StoredRun) -> list[dict[str, Any]]:
     rows = _rows(run) or [{}]
-    rows[0] |= {
-        _HEAD: msgspec.json.encode(run.head).decode(),
-        _RUN: msgspec.json.encode(run.comparison).decode(),
-    }
+    rows[0] |= {_RECORD: msgspec.json.encode(run).decode()}
     return rows
 
 
@@ -129,7 +131,7 @@ def import_runs(store: Store, places: Sequence[Path], *, machine: str | None = N
     run, before anything is added, and StoreError.
     """
     found = [run for place in places for run in _read(place, machine)]
-    added = sum(store.put(run.head, run.comparison) for run in found)
+    added = sum(store.put(run.head, run.comparison, ended=run.ended) for run in found)
     return Imported(added=added, known=len(found) - added)
 
 
@@ -204,12 +206,9 @@ def _read_parquet(path: Path) -> Iterator[StoredRun]:
             "Parquet needs the package pyarrow.", hint='pip install "llmfit[parquet]"'
         ) from exc
     try:
-        table = parquet.read_table(path, columns=[_HEAD, _RUN])
+        table = parquet.read_table(path, columns=[_RECORD])
     except (OSError, ArrowException, KeyError) as exc:
         raise StoreError(f"{path} is no Parquet export of llmfit: {exc}.") from exc
-    for row in table.to_pylist():
-        if row[_HEAD] is not None:
-            yield StoredRun(
-                head=from_json(RunHead, row[_HEAD], source=str(path)),
-                comparison=from_json(Comparison, row[_RUN], source=str(path)),
-            )
+    for text in table.column(_RECORD).to_pylist():
+        if text is not None:
+            yield from_json(StoredRun, text, source=str(path))

@@ -13,7 +13,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Self
 
-from sqlalchemy import Select, insert, select
+from sqlalchemy import Connection, Select, insert, select
 
 from llmfit.errors import UsageError
 from llmfit.planning.comparing.differences import attach_differences
@@ -72,27 +72,26 @@ class Store:
     def conclude(self, comparison: Comparison) -> None:
         """Add how a run ended, and those of its rows that are not there yet. Raises StoreError."""
         with writing(self._engine) as connection:
-            known = select(rows.c.backend).where(rows.c.run_id == comparison.run_id)
-            there = set(connection.execute(known).scalars())
-            for position, record in enumerate(comparison.rows):
-                if record.backend not in there:
-                    _add_row(connection, comparison.run_id, position, record)
+            _add_missing_rows(connection, comparison)
             connection.execute(insert(conclusions).values(**_conclusion_values(comparison)))
 
-    def put(self, head: RunHead, comparison: Comparison) -> bool:
-        """Add a whole run at once; False where a run of that id is there already.
+    def put(self, head: RunHead, comparison: Comparison, *, ended: bool = True) -> bool:
+        """Add a whole run at once; False where one of that id is there and nothing of it missing.
 
-        Raises StoreError.
+        Of a run that was begun and not ended what is missing is added. Raises StoreError.
         """
+        begun = select(runs.c.run_id).where(runs.c.run_id == head.run_id)
+        over = select(conclusions.c.run_id).where(conclusions.c.run_id == head.run_id)
         with writing(self._engine) as connection:
-            here = select(runs.c.run_id).where(runs.c.run_id == head.run_id)
-            if connection.execute(here).first() is not None:
+            known = connection.execute(begun).first() is not None
+            if connection.execute(over).first() is not None:
                 return False
-            connection.execute(insert(runs).values(**_run_values(head)))
-            for position, record in enumerate(comparison.rows):
-                _add_row(connection, head.run_id, position, record)
-            connection.execute(insert(conclusions).values(**_conclusion_values(comparison)))
-        return True
+            if not known:
+                connection.execute(insert(runs).values(**_run_values(head)))
+            added = _add_missing_rows(connection, comparison)
+            if ended:
+                connection.execute(insert(conclusions).values(**_conclusion_values(comparison)))
+        return ended or added or not known
 
     def begin_session(self, head: NightHead) -> None:
         """Add a night before its first run. Raises StoreError."""
@@ -291,7 +290,21 @@ def _run_values(head: RunHead) -> dict[str, Any]:
     }
 
 
-def _add_row(connection: Any, run_id: str, position: int, record: RunRecord) -> None:
+def _add_missing_rows(connection: Connection, comparison: Comparison) -> bool:
+    """Rows that are there stay as they are; True where any was added."""
+    known = select(rows.c.backend).where(rows.c.run_id == comparison.run_id)
+    there = set(connection.execute(known).scalars())
+    missing = [
+        (position, record)
+        for position, record in enumerate(comparison.rows)
+        if record.backend not in there
+    ]
+    for position, record in missing:
+        _add_row(connection, comparison.run_id, position, record)
+    return bool(missing)
+
+
+def _add_row(connection: Connection, run_id: str, position: int, record: RunRecord) -> None:
     made = connection.execute(
         insert(rows).values(
             run_id=run_id,
@@ -306,6 +319,7 @@ def _add_row(connection: Any, run_id: str, position: int, record: RunRecord) -> 
             body=packed(replace(record, difference=None)),
         )
     )
+    assert made.inserted_primary_key is not None  # of a table with a primary key it is there
     row_id = made.inserted_primary_key[0]
     found = [{"row_id": row_id, **asdict(each)} for each in figures_of(record)]
     if found:

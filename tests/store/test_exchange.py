@@ -28,6 +28,25 @@ def full(store: Store) -> Store:
 
 
 @pytest.mark.parametrize("form", ["json", "parquet"])
+def test_what_was_interrupted_stays_so(store: Store, form: ExportFormat, tmp_path: Path) -> None:
+    """It can be gone on with, and its end is imported when there is one."""
+    first, second = rows_of()
+    store.begin(head_of("a"))
+    store.add("a", 0, first)
+    path = tmp_path / f"half.{form}"
+    export_runs(store, form, path)
+    with Store(tmp_path / "other.db") as other:
+        assert import_runs(other, [path]) == Imported(added=1, known=0)
+        assert import_runs(other, [path]) == Imported(added=0, known=1)
+        assert not other.line("a").ended and len(other.line("a").rows) == 1
+        store.add("a", 1, second)
+        store.conclude(make_comparison([first, second], run_id="a"))
+        export_runs(store, form, path)
+        assert import_runs(other, [path]) == Imported(added=1, known=0)
+        assert other.comparison("a") == store.comparison("a") and other.line("a").ended
+
+
+@pytest.mark.parametrize("form", ["json", "parquet"])
 def test_an_export_is_imported_as_it_was(full: Store, form: ExportFormat, tmp_path: Path) -> None:
     """Every record, head and conclusion; a second import adds nothing."""
     path = tmp_path / f"runs.{form}"

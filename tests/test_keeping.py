@@ -1,0 +1,118 @@
+"""Records of a run: a store that fails costs no row, and what is missing can be added."""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from llmfit.errors import StoreError, UsageError
+from llmfit.keeping import LAST, Keeping, keep
+from llmfit.lookup import find_record
+from llmfit.records import Comparison, Environment, Plan, RunRecord, Verdict
+from llmfit.store.exchange import Imported, import_runs
+from llmfit.store.store import Store
+from llmfit.testing import make_model, make_record
+
+MACHINE = Environment(platform="Linux", python="3.11", cpu="CPU", cpu_cores=2, ram_bytes=2**34)
+PLANS = [Plan(backend=name, model=make_model(), device="cpu") for name in ("bf16", "nf4")]
+
+
+@pytest.fixture
+def keeping(tmp_path: Path) -> Keeping:
+    """Folder and store of the test."""
+    return Keeping(runs_dir=str(tmp_path / "runs"), store=str(tmp_path / "store.db"), machine="lab")
+
+
+def ended(run_id: str, rows: tuple[RunRecord, ...]) -> Comparison:
+    """How the run ended."""
+    return Comparison(
+        run_id=run_id,
+        model=PLANS[0].model,
+        workload=PLANS[0].workload,
+        budget_bytes=None,
+        rows=rows,
+        verdict=Verdict(backend="nf4", reasons=()),
+        environment=MACHINE,
+    )
+
+
+def test_a_store_that_fails_costs_no_row(keeping: Keeping, tmp_path: Path) -> None:
+    """The database refuses rows from the second on: both are in the folder, which is imported."""
+    keeper = keep(PLANS, MACHINE, keeping, command=None)
+    rows = (make_record("bf16"), make_record("nf4"))
+    keeper.add(0, rows[0])
+    with sqlite3.connect(tmp_path / "store.db") as database:
+        database.execute(
+            "CREATE TRIGGER full BEFORE INSERT ON rows BEGIN SELECT RAISE(ABORT, 'disk full'); END"
+        )
+    keeper.add(1, rows[1])
+    kept = keeper.conclude(ended(keeper.run_id, rows))
+    keeper.close()
+    assert "disk full" in str(kept.store_error)
+    assert f"llmfit import {keeper.folder}" in str(kept.store_error)
+    assert {path.name for path in keeper.folder.iterdir()} == {
+        "bf16.json", "nf4.json", "comparison.json",
+    }  # fmt: skip
+    with sqlite3.connect(tmp_path / "store.db") as database:
+        database.execute("DROP TRIGGER full")
+    with Store(keeping.store) as store:
+        assert import_runs(store, [keeper.folder]) == Imported(added=1, known=0)
+        assert store.comparison(keeper.run_id) == replace(kept, store_error=None)
+
+
+def test_a_store_that_cannot_be_opened_ends_it_before_a_row_runs(keeping: Keeping) -> None:
+    """Hours of work would have nowhere to go."""
+    with pytest.raises(StoreError, match="cannot make the store's folder"):
+        keep(PLANS, MACHINE, replace(keeping, store="/proc/none/s.db"), command=None)
+
+
+def test_an_interrupted_run_is_gone_on_with(keeping: Keeping) -> None:
+    """With its rows, its folder and its name; by ``last`` too."""
+    first = keep(PLANS, MACHINE, keeping, command=None)
+    first.add(0, make_record("bf16"))
+    first.close()
+    for name in (first.run_id, LAST):
+        again = keep(PLANS, MACHINE, replace(keeping, resume=name), command=None)
+        assert again.folder == first.folder and again.record == first.record
+        assert list(again.done) == ["bf16"]
+        again.close()
+
+
+def test_only_the_same_can_be_gone_on_with(keeping: Keeping) -> None:
+    """Neither other rows, nor a run that has ended, nor one that is not there."""
+    first = keep(PLANS, MACHINE, keeping, command="llmfit compare x")
+    resumed = replace(keeping, resume=LAST)
+    with pytest.raises(UsageError, match="of other rows") as refused:
+        keep(PLANS[:1], MACHINE, resumed, command=None)
+    assert refused.value.hint == "llmfit compare x"
+    first.conclude(ended(first.run_id, (make_record("bf16"),)))
+    first.close()
+    with pytest.raises(UsageError, match="no interrupted run"):
+        keep(PLANS, MACHINE, resumed, command=None)
+    with pytest.raises(UsageError, match="has ended"):
+        keep(PLANS, MACHINE, replace(keeping, resume=first.run_id), command=None)
+    with pytest.raises(UsageError, match="there is no run 'x'"):
+        keep(PLANS, MACHINE, replace(keeping, resume="x"), command=None)
+
+
+def test_a_record_is_found_by_its_id_in_the_store_alone(keeping: Keeping) -> None:
+    """Where the folder is gone, as on another machine."""
+    keeper = keep(PLANS, MACHINE, keeping, command=None)
+    rows = (make_record("bf16"), make_record("nf4"))
+    for position, row in enumerate(rows):
+        keeper.add(position, row)
+    keeper.conclude(ended(keeper.run_id, rows))
+    keeper.close()
+    elsewhere = replace(keeping, runs_dir="/nowhere")
+    whole = find_record(keeper.run_id, elsewhere)
+    assert whole.comparison is not None and [r.backend for r in whole.rows] == ["bf16", "nf4"]
+    assert whole.rows[0].environment == MACHINE
+    (row,) = find_record(f"{keeper.run_id}/nf4", elsewhere).rows
+    assert row.backend == "nf4"
+    with pytest.raises(UsageError, match="no row 'gguf'; it has bf16, nf4"):
+        find_record(f"{keeper.run_id}/gguf", elsewhere)
+    with pytest.raises(UsageError, match="there is no record 'x'"):
+        find_record("x", elsewhere)
