@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from llmfit.deployer import Deployer, Generation
     from llmfit.errors import LlmfitError
     from llmfit.job import ComparisonInterrupted, Observer
+    from llmfit.keeping import Keeping
+    from llmfit.nightly.config import read_config
+    from llmfit.nightly.session import run_night
+    from llmfit.nightly.stored import report_of_night, report_of_store
     from llmfit.path import Measuring, find_path
     from llmfit.planner import plan
     from llmfit.planning.advice.advise import Advice, recommend_optimization
@@ -36,8 +40,10 @@ if TYPE_CHECKING:
         Workload,
     )
     from llmfit.reproduction import reproduce
+    from llmfit.store.store import Store
     from llmfit.study import StudyOptions, run_study, write_study
     from llmfit.study_records import BenchmarkComparison, BenchmarkResult, StudyResult
+    from llmfit.trend_records import Report
 
 _HOMES = {
     "Advice": "llmfit.planning.advice.advise",
@@ -51,13 +57,16 @@ _HOMES = {
     "Deployer": "llmfit.deployer",
     "EvaluationSettings": "llmfit.records",
     "Generation": "llmfit.deployer",
+    "Keeping": "llmfit.keeping",
     "LlmfitError": "llmfit.errors",
     "Measuring": "llmfit.path",
     "MemoryPath": "llmfit.planning.advice.ladder",
     "ModelPlan": "llmfit.records",
     "Observer": "llmfit.job",
+    "Report": "llmfit.trend_records",
     "RunRecord": "llmfit.records",
     "Sampling": "llmfit.decode.base",
+    "Store": "llmfit.store.store",
     "StudyOptions": "llmfit.study",
     "StudyResult": "llmfit.study_records",
     "Verdict": "llmfit.records",
@@ -65,9 +74,13 @@ _HOMES = {
     "compare": "llmfit.comparison",
     "find_path": "llmfit.path",
     "plan": "llmfit.planner",
+    "read_config": "llmfit.nightly.config",
     "recommend": "llmfit.planning.verdict.recommend",
     "recommend_optimization": "llmfit.planning.advice.advise",
+    "report_of_night": "llmfit.nightly.stored",
+    "report_of_store": "llmfit.nightly.stored",
     "reproduce": "llmfit.reproduction",
+    "run_night": "llmfit.nightly.session",
     "run_study": "llmfit.study",
     "write_study": "llmfit.study",
 }
@@ -84,13 +97,16 @@ __all__ = [
     "Deployer",
     "EvaluationSettings",
     "Generation",
+    "Keeping",
     "LlmfitError",
     "Measuring",
     "MemoryPath",
     "ModelPlan",
     "Observer",
+    "Report",
     "RunRecord",
     "Sampling",
+    "Store",
     "StudyOptions",
     "StudyResult",
     "Verdict",
@@ -99,9 +115,13 @@ __all__ = [
     "compare",
     "find_path",
     "plan",
+    "read_config",
     "recommend",
     "recommend_optimization",
+    "report_of_night",
+    "report_of_store",
     "reproduce",
+    "run_night",
     "run_study",
     "write_study",
 ]
