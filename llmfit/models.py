@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llmfit.errors import ModelLoadError, ModelNotFound
+from llmfit.foreign_files import check_index, safetensors_shapes
 from llmfit.planning import catalogue
 from llmfit.planning.architectures import (
     context_limit,
@@ -275,25 +275,14 @@ def count_parameters(folder: Path) -> int | None:
 def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor in the folder's safetensors, from their headers.
 
-    Raises ModelLoadError for a file that is none.
+    Raises ModelLoadError for a file that is none, or an index that names files elsewhere.
     """
+    for index in sorted(folder.glob("*.safetensors.index.json")):
+        check_index(index, read_json(index))
     shapes: dict[str, tuple[int, ...]] = {}
     for shard in sorted(folder.glob("*.safetensors")):
-        shapes.update(_shapes_in(shard))
+        shapes.update(safetensors_shapes(shard))
     return shapes
-
-
-def _shapes_in(shard: Path) -> dict[str, tuple[int, ...]]:
-    try:
-        with shard.open("rb") as file:
-            size = int.from_bytes(file.read(8), "little")
-            if size > shard.stat().st_size:
-                raise ModelLoadError(f"{shard} is damaged: its header claims {size} bytes.")
-            header = json.loads(file.read(size))
-        tensors = {key: entry for key, entry in header.items() if key != "__metadata__"}
-        return {key: tuple(int(n) for n in entry["shape"]) for key, entry in tensors.items()}
-    except (OSError, ValueError, KeyError, TypeError) as exc:
-        raise ModelLoadError(f"{shard} is not a safetensors file: {exc}.") from exc
 
 
 def _spec_from_hub(model: str) -> ModelSpec:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from llmfit.errors import ModelLoadError
+from llmfit.foreign_files import check_gguf
 from llmfit.quantize.gguf_convert import FLOAT_FILE_TYPES, NOTES_KEY
 
 _FLOATS = ("F32", "F16", "BF16", "F64")
@@ -86,6 +87,7 @@ def _header(file: Path) -> Iterator[tuple[Any, int]]:
     """ggml's library and the opened header of ``file``."""
     from llmfit.decode.llama_log import llama_log
 
+    check_gguf(file)  # ggml is native code
     log = llama_log()
     log.forget()
     ggml = _library()

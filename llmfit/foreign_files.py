@@ -1,0 +1,231 @@
+"""Files from strangers, looked at before any library opens them: headers alone, in bounded memory.
+
+    *.safetensors ─► header's size, types, places of all tensors ─► shapes
+    *.index.json  ─► names of files in the same folder
+    *.gguf        ─► counts, strings, types, places of all tensors
+
+Nothing is allocated that the file's own size does not cover, and nothing outside is opened. What
+is wrong is a ModelLoadError that names the file and what it claims.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Mapping
+from itertools import pairwise
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any, BinaryIO
+
+from llmfit.errors import ModelLoadError
+
+LARGEST_HEADER = 100_000_000
+"""Bytes of a safetensors header at most; the library's own bound."""
+_SAFETENSORS_BITS = {
+    "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8,
+    "F8_E5M2FNUZ": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32,
+    "C64": 64, "F64": 64, "I64": 64, "U64": 64, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
+}  # fmt: skip
+"""Bits of a value. Source: the safetensors crate's ``Dtype``."""
+_MOST_DIMENSIONS = 8
+_MOST_TENSORS = 10_000_000
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+def safetensors_shapes(file: Path) -> Shapes:
+    """Name and shape of every tensor of a safetensors file, all of whose places were checked.
+
+    Raises ModelLoadError.
+    """
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if length > min(size - 8, LARGEST_HEADER):
+                raise ModelLoadError(
+                    f"{file} is damaged: its header claims {length} bytes, the file has {size}."
+                )
+            header = json.loads(stream.read(length))
+    except (OSError, ValueError, RecursionError) as exc:
+        raise ModelLoadError(f"{file} is not a safetensors file: {exc}.") from exc
+    if not isinstance(header, dict):
+        raise ModelLoadError(f"{file} is not a safetensors file: its header is no object.")
+    header.pop("__metadata__", None)
+    data_bytes = size - 8 - length
+    shapes, places = {}, []
+    for name, entry in header.items():
+        shapes[name], place = _tensor(file, name, entry, data_bytes)
+        places.append(place)
+    places.sort()
+    for (_, end), (begin, _) in pairwise(places):
+        if begin < end:
+            raise ModelLoadError(f"{file} is damaged: two of its tensors overlap at byte {begin}.")
+    return shapes
+
+
+def _tensor(
+    file: Path, name: str, entry: object, data_bytes: int
+) -> tuple[tuple[int, ...], tuple[int, int]]:
+    """A tensor's shape and place, which have to fit each other and the file."""
+    if not isinstance(entry, dict):
+        raise ModelLoadError(f"{file} is damaged: its tensor {name!r} is no object.")
+    shape, place = _whole(entry.get("shape")), _whole(entry.get("data_offsets"))
+    bits = _SAFETENSORS_BITS.get(str(entry.get("dtype")))
+    if shape is None or place is None or len(place) != 2 or bits is None:
+        raise ModelLoadError(
+            f"{file} is damaged: its tensor {name!r} has dtype {entry.get('dtype')!r}, shape "
+            f"{entry.get('shape')!r} and data_offsets {entry.get('data_offsets')!r}."
+        )
+    begin, end = place
+    if not begin <= end <= data_bytes or 8 * (end - begin) != math.prod(shape) * bits:
+        raise ModelLoadError(
+            f"{file} is damaged: its tensor {name!r} of shape {list(shape)} claims bytes {begin} "
+            f"to {end} of {data_bytes}."
+        )
+    return shape, (begin, end)
+
+
+def _whole(value: object) -> tuple[int, ...] | None:
+    """A list of whole numbers that are not negative; None for anything else."""
+    if not isinstance(value, list) or len(value) > 64:
+        return None
+    if any(type(n) is not int or not 0 <= n < 2**63 for n in value):
+        return None
+    return tuple(value)
+
+
+def check_index(file: Path, index: Mapping[str, Any]) -> None:
+    """Raise ModelLoadError where an index of shards names anything but files beside it."""
+    shards = index.get("weight_map")
+    if not isinstance(shards, dict):
+        raise ModelLoadError(f"{file} is damaged: it has no weight_map.")
+    for name in {str(shard) for shard in shards.values()}:
+        inside = name not in ("", ".", "..") and "\0" not in name
+        if not inside or any(kind(name).name != name for kind in (PurePosixPath, PureWindowsPath)):
+            raise ModelLoadError(
+                f"{file} names the shard {name!r}, which is not a file of its own folder."
+            )
+        if not (file.parent / name).is_file():
+            raise ModelLoadError(
+                f"{file} names the shard {name!r}, which is not there.", hint="download it again"
+            )
+
+
+# ---------------------------------------------------------------- GGUF
+
+_VALUE_BYTES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
+"""Bytes of a metadata value by its type. Source: the GGUF specification."""
+_STRING, _ARRAY = 8, 9
+_DEEPEST_ARRAY = 4
+_VERSIONS = (2, 3)
+_ALIGNMENT_KEY = b"general.alignment"
+
+
+class _Gguf:
+    """A GGUF header that is read from the front, never beyond the file's end."""
+
+    def __init__(self, file: Path, stream: BinaryIO) -> None:
+        self._file = file
+        self._stream = stream
+        self._size = file.stat().st_size
+
+    def check(self) -> None:
+        """Read all of it. Raises ModelLoadError."""
+        if self._take(4) != b"GGUF":
+            raise ModelLoadError(f"{self._file} is not a GGUF file.")
+        version = self._number("<I")
+        if version not in _VERSIONS:
+            raise self._damaged(f"it is of version {version}, known are {_VERSIONS}")
+        tensors, values = self._number("<Q"), self._number("<Q")
+        # Each takes some bytes at least, so neither count can exceed the file.
+        if min(tensors, _MOST_TENSORS) != tensors or tensors * 24 + values * 13 > self._size:
+            raise self._damaged(f"it claims {tensors} tensors and {values} values")
+        alignment = 32
+        for _ in range(values):
+            key = self._text()
+            kind = self._number("<I")
+            if key == _ALIGNMENT_KEY and kind == 4:
+                alignment = self._number("<I")
+            else:
+                self._skip_value(kind)
+        if not 0 < alignment <= 2**20 or alignment & (alignment - 1):
+            raise self._damaged(f"it claims an alignment of {alignment} bytes")
+        self._check_tensors(tensors, alignment)
+
+    def _check_tensors(self, count: int, alignment: int) -> None:
+        from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+        found: list[tuple[str, int, int]] = []
+        for _ in range(count):
+            name = self._text().decode(errors="replace")
+            dimensions = self._number("<I")
+            if not 1 <= dimensions <= _MOST_DIMENSIONS:
+                raise self._damaged(f"its tensor {name!r} claims {dimensions} dimensions")
+            shape = [self._number("<Q") for _ in range(dimensions)]
+            kind, offset = self._number("<I"), self._number("<Q")
+            try:
+                block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
+            except (KeyError, ValueError) as exc:
+                raise self._damaged(f"its tensor {name!r} is of the unknown type {kind}") from exc
+            values = math.prod(shape)
+            if not 0 < values < 2**63 or shape[0] % block or offset % alignment:
+                raise self._damaged(f"its tensor {name!r} claims the shape {shape} at {offset}")
+            found.append((name, offset, values // block * block_bytes))
+        begin = -(-self._stream.tell() // alignment) * alignment
+        for name, offset, size in found:
+            if begin + offset + size > self._size:
+                raise self._damaged(
+                    f"its tensor {name!r} claims {size} bytes at {offset}, beyond the file's end"
+                )
+
+    def _skip_value(self, kind: int, depth: int = 0) -> None:
+        if kind in _VALUE_BYTES:
+            self._skip(_VALUE_BYTES[kind])
+        elif kind == _STRING:
+            self._skip(self._number("<Q"))
+        elif kind == _ARRAY and depth < _DEEPEST_ARRAY:
+            inner, count = self._number("<I"), self._number("<Q")
+            if inner in _VALUE_BYTES:
+                self._skip(count * _VALUE_BYTES[inner])
+                return
+            if count * 8 > self._size:
+                raise self._damaged(f"it claims an array of {count} values")
+            for _ in range(count):
+                self._skip_value(inner, depth + 1)
+        else:
+            raise self._damaged(f"it holds a value of the unknown type {kind}")
+
+    def _text(self) -> bytes:
+        length = self._number("<Q")
+        if length > 2**16:
+            raise self._damaged(f"it claims a name of {length} bytes")
+        return self._take(length)
+
+    def _number(self, form: str) -> int:
+        (value,) = struct.unpack(form, self._take(struct.calcsize(form)))
+        return int(value)
+
+    def _take(self, count: int) -> bytes:
+        taken = self._stream.read(count)
+        if len(taken) != count:
+            raise self._damaged("it ends within its header")
+        return taken
+
+    def _skip(self, count: int) -> None:
+        if count > self._size - self._stream.tell():
+            raise self._damaged(f"it claims a value of {count} bytes, beyond its end")
+        self._stream.seek(count, 1)
+
+    def _damaged(self, what: str) -> ModelLoadError:
+        return ModelLoadError(f"{self._file} is damaged: {what}.", hint="download it again")
+
+
+def check_gguf(file: Path) -> None:
+    """Raise ModelLoadError where a GGUF's header does not fit its file, before native code."""
+    try:
+        with file.open("rb") as stream:
+            _Gguf(file, stream).check()
+    except OSError as exc:
+        raise ModelLoadError(f"{file} cannot be read: {exc.strerror}.") from exc
