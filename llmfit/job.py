@@ -22,7 +22,7 @@ from llmfit.backends.registry import get_backend
 from llmfit.errors import LlmfitError, ModelNotFound, StoreError
 from llmfit.evaluate.divergence import remove_reference
 from llmfit.inputs import hashed
-from llmfit.keeping import COMPARISON_FILE, Keeper, Keeping, keep
+from llmfit.keeping import COMPARISON_FILE, REFERENCE_FILE, Keeper, Keeping, keep
 from llmfit.models import local_folder
 from llmfit.planning.advice.remedy import OFFLOAD, first_change
 from llmfit.planning.comparing.differences import REFERENCE, attach_differences
@@ -45,7 +45,6 @@ from llmfit.runner.isolate import run_isolated
 from llmfit.runner.worker import blank_record
 from llmfit.units import format_bytes
 
-_REFERENCE_FILE = "reference-logits.bin"
 _OFFLOAD_FOLDER = "offloaded-weights"
 OUT_OF_TIME = "the time limit of the whole was reached"
 """Reason of a row that was not begun any more."""
@@ -171,7 +170,7 @@ class _Job:
 
     @property
     def _reference_file(self) -> Path:
-        return self.keeper.folder / _REFERENCE_FILE
+        return self.keeper.folder / REFERENCE_FILE
 
     def _in_order(self) -> list[Plan]:
         """The plans in the order of running, with the place of the reference's logits."""

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import re
 import secrets
+import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,6 +33,10 @@ LAST = "last"
 """The newest interrupted run of the model on this machine."""
 COMPARISON_FILE = "comparison.json"
 """A run's whole record, in its folder."""
+REFERENCE_FILE = "reference-logits.bin"
+"""The reference row's logits: large, and there while its comparison is not at its end."""
+_RESUMABLE_S = 7 * 24 * 3600
+"""How long the logits of an interrupted run are kept for going on with it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,6 +127,7 @@ def keep(
         if keeping.resume is not None:
             return _continued(store, plans, keeping, keeping.resume)
         first = plans[0]
+        _sweep(_runs_dir(keeping.runs_dir))
         folder = _make_run_folder(first.model, keeping.runs_dir)
         record = folder.name if keeping.runs_dir is None else str(folder.absolute())
         store.begin(
@@ -174,6 +181,14 @@ def _continued(store: Store, plans: Sequence[Plan], keeping: Keeping, resume: st
         done={row.backend: row for row in rows},
         _store=store,
     )
+
+
+def _sweep(runs: Path) -> None:
+    """Remove old logits of runs that were interrupted or killed, and that nobody went on with."""
+    for file in runs.glob(f"*/{REFERENCE_FILE}*"):
+        with suppress(OSError):  # another process sweeps too, or the folder is read-only
+            if time.time() - file.stat().st_mtime > _RESUMABLE_S:
+                file.unlink()
 
 
 def _runs_dir(runs_dir: str | None) -> Path:

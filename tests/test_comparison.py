@@ -271,6 +271,34 @@ def test_an_interrupt_keeps_the_finished_rows(tmp_path: Path) -> None:
     assert stored == caught.value.comparison
 
 
+@pytest.mark.slow
+def test_an_interrupted_comparison_goes_on(tmp_path: Path) -> None:
+    """Its finished reference row is not run again, and its logits give the others' divergence."""
+    keeping = Keeping(runs_dir=str(tmp_path), store=str(tmp_path / "s.db"))
+
+    def interrupt(backend: str, stage: str, done: int) -> None:
+        if backend == "sdpa" and stage == "measure":
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def run(observer: Watcher, resume: str | None) -> Comparison:
+        return compare(
+            backends=["sdpa", "bf16"], workload=QUICK, evaluation=FEW,
+            keeping=replace(keeping, resume=resume), observer=observer,
+        )  # fmt: skip
+
+    with pytest.raises(ComparisonInterrupted) as caught:
+        run(Watcher(interrupt), None)
+    first = caught.value.comparison
+    assert [row.status for row in first.rows] == ["skipped", "ok"]
+    watcher = Watcher()
+    whole = run(watcher, "last")
+    assert watcher.started == ["sdpa"] and whole.run_id == first.run_id
+    assert [row.status for row in whole.rows] == ["ok", "ok"]
+    assert whole.rows[0].divergence is not None and whole.rows[0].divergence.reference == "bf16"
+    assert whole.rows[0].difference is not None
+    assert list(tmp_path.glob("*/reference-logits*")) == []
+
+
 @pytest.mark.parametrize(
     ("options", "error", "says"),
     [

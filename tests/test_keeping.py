@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from llmfit.errors import StoreError, UsageError
-from llmfit.keeping import LAST, Keeping, keep
+from llmfit.keeping import LAST, REFERENCE_FILE, Keeping, keep
 from llmfit.lookup import find_record
 from llmfit.records import Comparison, Environment, Plan, RunRecord, Verdict
 from llmfit.store.exchange import Imported, import_runs
@@ -116,3 +118,20 @@ def test_a_record_is_found_by_its_id_in_the_store_alone(keeping: Keeping) -> Non
         find_record(f"{keeper.run_id}/gguf", elsewhere)
     with pytest.raises(UsageError, match="there is no record 'x'"):
         find_record("x", elsewhere)
+
+
+def test_logits_of_an_old_run_are_swept(keeping: Keeping) -> None:
+    """A week after it was interrupted; its records stay, and so do logits of a newer one."""
+    folders = []
+    for days in (1, 8):
+        keeper = keep(PLANS, MACHINE, keeping, command=None)
+        keeper.add(0, make_record("bf16"))
+        logits = keeper.folder / REFERENCE_FILE
+        logits.write_bytes(b"x")
+        long_ago = time.time() - days * 24 * 3600
+        os.utime(logits, (long_ago, long_ago))
+        keeper.close()
+        folders.append(keeper.folder)
+    keep(PLANS, MACHINE, keeping, command=None).close()
+    assert (folders[0] / REFERENCE_FILE).exists()
+    assert [path.name for path in folders[1].iterdir()] == ["bf16.json"]
