@@ -22,7 +22,7 @@ from llmfit.backends.registry import get_backend
 from llmfit.errors import LlmfitError, ModelNotFound, StoreError
 from llmfit.evaluate.divergence import remove_reference
 from llmfit.inputs import hashed
-from llmfit.keeping import COMPARISON_FILE, REFERENCE_FILE, Keeper, Keeping, keep
+from llmfit.keeping import REFERENCE_FILE, Keeper, Keeping, keep
 from llmfit.models import local_folder
 from llmfit.planning.advice.remedy import OFFLOAD, first_change
 from llmfit.planning.comparing.differences import REFERENCE, attach_differences
@@ -159,9 +159,7 @@ class _Job:
             for plan in self.plans:
                 if plan.backend not in rows:
                     rows[plan.backend] = self._not_run(plan, "skipped", "interrupted")
-            comparison = self._judged(rows)
-            self.keeper.write(COMPARISON_FILE, comparison)
-            raise ComparisonInterrupted(comparison) from exc
+            raise ComparisonInterrupted(self.keeper.interrupt(self._judged(rows))) from exc
         except LlmfitError:
             remove_reference(self._reference_file)
             raise

@@ -67,8 +67,9 @@ class Keeper:
     """What ``llmfit reproduce`` finds the run by."""
     done: Mapping[str, RunRecord] = field(default_factory=dict)
     """Rows of an interrupted run, by backend."""
-    _store: Store
-    _failed: StoreError | None = None
+    store: Store
+    refused: StoreError | None = None
+    """What the store said last of a row that it did not take."""
 
     @property
     def run_id(self) -> str:
@@ -79,9 +80,9 @@ class Keeper:
         """Keep a finished row. Raises StoreError where its file cannot be written."""
         self.write(f"{record.backend.replace(':', '-')}.json", record)
         try:
-            self._store.add(self.run_id, position, record)
+            self.store.add(self.run_id, position, record)
         except StoreError as exc:
-            self._failed = exc  # the row is in the folder, and the end adds what is missing
+            self.refused = exc  # the row is in the folder, and the end adds what is missing
 
     def conclude(self, comparison: Comparison) -> Comparison:
         """Keep how the run ended; what it returns says where it is stored, or why it is not.
@@ -89,10 +90,23 @@ class Keeper:
         Raises StoreError where the folder's file cannot be written.
         """
         try:
-            self._store.conclude(comparison)
+            self.store.conclude(comparison)
+            self.refused = None
         except StoreError as exc:
+            self.refused = exc
+        return self._written(comparison)
+
+    def interrupt(self, comparison: Comparison) -> Comparison:
+        """Keep what an interrupted run has; in the store it stays one to go on with.
+
+        Raises StoreError where the folder's file cannot be written.
+        """
+        return self._written(comparison)
+
+    def _written(self, comparison: Comparison) -> Comparison:
+        if self.refused is not None:
             again = f"llmfit import {self.folder}"
-            reason = f"{exc.message} The rows are kept: {again} adds them."
+            reason = f"{self.refused.message} The rows are kept: {again} adds them."
             comparison = replace(comparison, store_error=reason)
         self.write(COMPARISON_FILE, comparison)
         return comparison
@@ -109,7 +123,7 @@ class Keeper:
 
     def close(self) -> None:
         """Close the store."""
-        self._store.close()
+        self.store.close()
 
 
 def keep(
@@ -151,7 +165,7 @@ def keep(
     except BaseException:
         store.close()
         raise
-    return Keeper(folder=folder, record=record, _store=store)
+    return Keeper(folder=folder, record=record, store=store)
 
 
 def _continued(store: Store, plans: Sequence[Plan], keeping: Keeping, resume: str) -> Keeper:
@@ -179,7 +193,7 @@ def _continued(store: Store, plans: Sequence[Plan], keeping: Keeping, resume: st
         folder=folder,
         record=head.record or run_id,
         done={row.backend: row for row in rows},
-        _store=store,
+        store=store,
     )
 
 

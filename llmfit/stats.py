@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     Array = NDArray[np.float64]
 
 CONFIDENCE = 0.95
+INTERVAL_ERRORS = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
+"""Standard errors in half of an interval of the normal distribution."""
 
 RESAMPLES = 9_999
 """Bootstrap resamples; scipy's default. The ends of an interval then move by about 2 % of its
@@ -113,7 +115,7 @@ def paired_difference(a: Sequence[bool], b: Sequence[bool]) -> Difference:
     padded = len(a) + 2
     share_a, share_b = (only_a + 1) / padded, (only_b + 1) / padded
     centre = share_a - share_b
-    half = _z() * math.sqrt((share_a + share_b - centre**2) / padded)
+    half = INTERVAL_ERRORS * math.sqrt((share_a + share_b - centre**2) / padded)
     disagreements = only_a + only_b
     return Difference(
         mean=(only_a - only_b) / len(a),
@@ -130,12 +132,8 @@ def unpaired_difference(a: float, a_stderr: float, b: float, b_stderr: float) ->
     For accuracies over the same items this is wider than ``paired_difference``, so it errs
     towards a tie.
     """
-    half = _z() * math.hypot(a_stderr, b_stderr)
+    half = INTERVAL_ERRORS * math.hypot(a_stderr, b_stderr)
     return Difference(mean=a - b, low=a - b - half, high=a - b + half, method="unpaired normal")
-
-
-def _z() -> float:
-    return NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
 
 
 # ---------------------------------------------------------------- bootstrap over blocks

@@ -65,6 +65,20 @@ def test_a_store_that_fails_costs_no_row(keeping: Keeping, tmp_path: Path) -> No
         assert store.comparison(keeper.run_id) == replace(kept, store_error=None)
 
 
+def test_an_interrupted_run_tells_what_the_store_refused(keeping: Keeping, tmp_path: Path) -> None:
+    """Else a row that ran would be neither stored nor told of."""
+    keeper = keep(PLANS, MACHINE, keeping, command=None)
+    row = make_record("bf16")
+    assert keeper.interrupt(ended(keeper.run_id, (row,))).store_error is None
+    with sqlite3.connect(tmp_path / "store.db") as database:
+        database.execute(
+            "CREATE TRIGGER full BEFORE INSERT ON rows BEGIN SELECT RAISE(ABORT, 'disk full'); END"
+        )
+    keeper.add(0, row)
+    assert "disk full" in str(keeper.interrupt(ended(keeper.run_id, (row,))).store_error)
+    keeper.close()
+
+
 def test_a_store_that_cannot_be_opened_ends_it_before_a_row_runs(keeping: Keeping) -> None:
     """Hours of work would have nowhere to go."""
     with pytest.raises(StoreError, match="cannot make the store's folder"):

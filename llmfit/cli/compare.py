@@ -118,7 +118,6 @@ def run(args: argparse.Namespace) -> int:
         return 130
     _publish(comparison, args)
     if comparison.store_error is not None:
-        say(f"llmfit: not stored: {comparison.store_error}")
         return 1
     return 0 if any(row.status == "ok" or row.predicted_only for row in comparison.rows) else 1
 
@@ -129,6 +128,8 @@ def _publish(comparison: Comparison, args: argparse.Namespace) -> None:
     if args.out is not None:
         write_file(args.out, _text(comparison, args, args.format))
         say(f"llmfit: {args.format} written to {args.out}")
+    if comparison.store_error is not None:
+        say(f"llmfit: not stored: {comparison.store_error}")
 
 
 def _text(comparison: Comparison, args: argparse.Namespace, fmt: Format) -> str:

@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llmfit.report._colours import OKABE_ITO
 from llmfit.report.study import heading
 from llmfit.study_records import StudyPlot, StudyResult
 
@@ -15,8 +16,7 @@ if TYPE_CHECKING:
 
 _PANEL_INCHES = (5.2, 4.2)
 _DPI = 130
-# Okabe and Ito's colours, told apart by everyone. Source: jfly.uni-koeln.de/color
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
+_COLOURS = (*OKABE_ITO, "#000000", "#999999")
 _MARKS = "os^Dvp*X"
 
 

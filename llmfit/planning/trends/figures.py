@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from llmfit.records import RunRecord, Sampled
+from llmfit.stats import INTERVAL_ERRORS
 from llmfit.trend_records import Better, Figure
 
 BETTER: Mapping[str, Better] = {
@@ -22,9 +23,6 @@ BETTER: Mapping[str, Better] = {
     "top1_agreement": "higher",
 }
 """Which way a figure is better. Figures of other tasks say so themselves."""
-
-_STEP = 1.959964
-"""Standard errors in half of a 95 % interval of the normal distribution."""
 
 
 def figures_of(record: RunRecord) -> tuple[Figure, ...]:
@@ -91,7 +89,7 @@ def _sampled(metric: str, quantity: Sampled) -> Figure:
 def _with_error(
     metric: str, value: float, stderr: float | None, *, better: Better | None = None
 ) -> Figure:
-    half = None if stderr is None else _STEP * stderr
+    half = None if stderr is None else INTERVAL_ERRORS * stderr
     return Figure(
         metric=metric,
         value=value,

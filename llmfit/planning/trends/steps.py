@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from llmfit.planning.comparing.agreement import MEMORY_LEAST_BYTES
+from llmfit.stats import INTERVAL_ERRORS
 from llmfit.trend_records import Observation, Series, Step
 
 LEAST_CHANGE = 0.05
@@ -26,8 +27,6 @@ at 5, of 200 series of 30 nights that only scatter, 1 steps where intervals tell
 scatter, none where they tell it all; a newest night 20 % off is found always at 2 % scatter."""
 _LEAST_NOISE = 0.005
 """Relative noise that a figure has at least, so that its last digits are no step."""
-_HALF = 1.959964
-"""Standard errors in half of a 95 % interval."""
 _ENOUGH_FOR_NOISE = 6
 """Observations from which on their own scatter tells the noise."""
 _NIGHTLY_NOISE = 0.05
@@ -101,7 +100,7 @@ def interval(series: Series, old: Segment, new: Segment) -> float:
     """Half of the 95 % interval of the relative change between two levels."""
     sigma = noise(series)
     error = math.hypot(*(sigma / math.sqrt(len(each.members)) for each in (old, new)))
-    half = _HALF * error
+    half = INTERVAL_ERRORS * error
     if series.key.metric.startswith("memory.") and old.level:
         half = max(half, MEMORY_LEAST_BYTES / old.level)
     return half
@@ -126,7 +125,7 @@ def noise(series: Series) -> float:
 def _relative_error(point: Observation) -> float | None:
     if point.low is None or point.high is None or not point.value:
         return None
-    return (point.high - point.low) / (2 * _HALF * abs(point.value))
+    return (point.high - point.low) / (2 * INTERVAL_ERRORS * abs(point.value))
 
 
 def _scatter(values: Sequence[float]) -> float:

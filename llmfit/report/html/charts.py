@@ -16,12 +16,13 @@ from typing import Any
 
 from llmfit.planning.trends.steps import OF_TIME, steps
 from llmfit.records import Comparison, RunRecord
+from llmfit.report._colours import OKABE_ITO
 from llmfit.report._text import plain
 from llmfit.trend_records import Regression, Series
 from llmfit.units import format_bytes, format_number, format_percent, format_rate
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#7F7F7F")
-"""Okabe and Ito's, told apart by everyone. Source: jfly.uni-koeln.de/color"""
+COLOURS = (*OKABE_ITO, "#8C6D31", "#7F7F7F")
+"""Seen on a light ground and on a dark one."""
 _LEAST_MARK, _LARGEST_MARK = 12, 44
 _LABELS = ("top center", "bottom center", "middle right", "middle left")
 """Where labels of neighbours stand, so that fewer lie upon each other."""
@@ -84,47 +85,15 @@ def _speed_and_quality(comparison: Comparison) -> Chart | None:
     if not shown:
         return None
     largest = max((size or 0 for _, _, _, size in shown), default=0)
-    traces: list[dict[str, Any]] = []
-    for index, (row, rate, value, size) in enumerate(shown):
-        told = "not known" if size is None else format_bytes(size)
-        traces.append(
-            {
-                "type": "scatter",
-                "mode": "markers+text",
-                "name": _name(row),
-                "x": [rate],
-                "y": [value],
-                "text": [_name(row)],
-                "textposition": _LABELS[index % len(_LABELS)],
-                "cliponaxis": False,
-                "marker": {
-                    "size": _mark(size, largest),
-                    "color": COLOURS[index % len(COLOURS)],
-                    "opacity": 0.8,
-                },
-                "hovertemplate": (
-                    f"{_name(row)}<br>{format_rate(rate)} tokens/s<br>{word} "
-                    f"{format_number(value)}<br>memory {escape(told)}<extra></extra>"
-                ),
-                "showlegend": False,
-            }
-        )
+    traces = [
+        _mark_of(row, rate, value, size, word, largest, place)
+        for place, (row, rate, value, size) in enumerate(shown)
+    ]
     front = sorted(
         (rate, value) for row, rate, value, _ in shown if row.backend in comparison.verdict.pareto
     )
     if len(front) > 1:
-        traces.append(
-            {
-                "type": "scatter",
-                "mode": "lines",
-                "name": "Pareto front",
-                "x": [rate for rate, _ in front],
-                "y": [value for _, value in front],
-                "line": {"dash": "dot", "width": 1.5, "color": "#7F7F7F"},
-                "hoverinfo": "skip",
-                "showlegend": True,
-            }
-        )
+        traces.append(_front_of(front))
     lower_is_better = word == "perplexity"
     return Chart(
         title="Speed against quality",
@@ -149,6 +118,53 @@ def _speed_and_quality(comparison: Comparison) -> Chart | None:
             for row, rate, value, size in shown
         ),
     )
+
+
+def _mark_of(
+    row: RunRecord,
+    rate: float,
+    value: float,
+    size: int | None,
+    word: str,
+    largest: int,
+    place: int,
+) -> dict[str, Any]:
+    """A row's mark, its label, and what a hover tells."""
+    told = "not known" if size is None else format_bytes(size)
+    return {
+        "type": "scatter",
+        "mode": "markers+text",
+        "name": _name(row),
+        "x": [rate],
+        "y": [value],
+        "text": [_name(row)],
+        "textposition": _LABELS[place % len(_LABELS)],
+        "cliponaxis": False,
+        "marker": {
+            "size": _mark(size, largest),
+            "color": COLOURS[place % len(COLOURS)],
+            "opacity": 0.8,
+        },
+        "hovertemplate": (
+            f"{_name(row)}<br>{format_rate(rate)} tokens/s<br>{word} {format_number(value)}<br>"
+            f"memory {escape(told)}<extra></extra>"
+        ),
+        "showlegend": False,
+    }
+
+
+def _front_of(points: Sequence[tuple[float, float]]) -> dict[str, Any]:
+    """The Pareto front through those points."""
+    return {
+        "type": "scatter",
+        "mode": "lines",
+        "name": "Pareto front",
+        "x": [rate for rate, _ in points],
+        "y": [value for _, value in points],
+        "line": {"dash": "dot", "width": 1.5, "color": "#7F7F7F"},
+        "hoverinfo": "skip",
+        "showlegend": True,
+    }
 
 
 def _size(row: RunRecord) -> int | None:
