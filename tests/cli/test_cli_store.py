@@ -175,6 +175,7 @@ def test_a_report_names_what_became_worse(llmfit: Run, store: Path, tmp_path: Pa
     assert "night4" in (out / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_baseline_can_be_named(llmfit: Run, store: Path, tmp_path: Path) -> None:
     """Against the last night nothing became worse; against the tag it did."""
     words = ("report", NAME, "--machine", "lab", "--out", str(tmp_path / "r"))

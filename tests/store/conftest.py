@@ -61,7 +61,7 @@ def _run(*command: str) -> None:
     assert done.returncode == 0, command
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """Where an empty store can be made, in each kind of database."""
     if request.param == "sqlite":
