@@ -18,10 +18,12 @@ from llmfit.backends.registry import default_backends, get_backend, split_id
 from llmfit.errors import UsageError
 from llmfit.evaluate.score import may_need_hub
 from llmfit.evaluate.tasks import check_tasks
+from llmfit.foreign_code import require_no_pickles
+from llmfit.hub import hub_reachable
 from llmfit.job import Judge, Observer, run_plans
 from llmfit.keeping import Keeping
 from llmfit.measure import settle_workload
-from llmfit.models import hub_reachable, resolve, why_no_weights
+from llmfit.models import resolve, why_no_weights
 from llmfit.planner import Machine, check_backends, find_machine, predict_row
 from llmfit.planning.comparing.differences import REFERENCE
 from llmfit.planning.memory.prediction import predict_memory
@@ -42,6 +44,7 @@ from llmfit.records import (
     Weights,
     Workload,
 )
+from llmfit.runner.forkserver import ForkServers
 from llmfit.runner.isolate import fork_server, probe_environment
 from llmfit.runner.worker import blank_record
 from llmfit.units import GB
@@ -80,6 +83,9 @@ def compare(
     objective: Objective = "speed",
     last_resort: bool = True,
     profile: bool = False,
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
+    servers: ForkServers | None = None,
 ) -> Comparison:
     """Measure ``model`` in every format of ``backends`` and give a verdict.
 
@@ -93,10 +99,12 @@ def compare(
     the reference; with ``llama_cpp_dir``, a llama.cpp checkout, its converter makes the GGUF.
     ``constraints`` and ``objective`` are what the verdict goes by. With ``last_resort`` a row with
     offloaded weights is added where nothing fits. ``profile`` says where each row's decode steps
-    spend their time. ``keeping`` says where records go; ``deadline`` is the time of the monotonic
-    clock after which no row goes on. A row that fails is a row with its reason.
-    Raises
-    UsageError, ModelNotFound or StoreError before anything runs, and ComparisonInterrupted.
+    spend their time. ``allow_pickle`` reads weights in pickles, their tensors alone;
+    ``trust_remote_code`` runs Python code that comes with the model. ``keeping`` says where records
+    go; ``deadline`` is the time of the monotonic clock after which no row goes on. Of ``servers``
+    is the process that rows are forked from, where several comparisons are to share one. A row
+    that fails is a row with its reason. Raises UsageError, ModelNotFound, ModelLoadError or
+    StoreError before anything runs, and ComparisonInterrupted.
     """
     started = time.monotonic()
     _check_device(device)
@@ -110,6 +118,8 @@ def compare(
     _check_artifacts(chosen, checkpoints or {}, llama_cpp_dir)
     _check_kv_cache(chosen, kv_cache_dtype)
     work, notes = settle_workload(workload, shorten, spec)
+    if weights == "real" and spec.source == "local" and not checkpoints:
+        require_no_pickles(Path(spec.path), allowed=allow_pickle)
     absent = why_no_weights(spec) if weights == "real" and not checkpoints else None
     if weights == "synthetic":
         evaluation, notes = None, (*notes, _SYNTHETIC)
@@ -131,10 +141,12 @@ def compare(
         kv_cache_dtype=kv_cache_dtype,
         llama_cpp_dir=_absolute(llama_cpp_dir),
         profile=profile,
+        allow_pickle=allow_pickle,
+        trust_remote_code=trust_remote_code,
         command=command,
     )
     ready = {backend: _checkpoint_place(place) for backend, place in (checkpoints or {}).items()}
-    with nullcontext() if absent else fork_server(asked) as server:
+    with nullcontext() if absent else fork_server(asked, servers) as server:
         if server is not None and evaluation is not None:
             import_module("scipy.stats")  # compares quality; the server imports meanwhile
         environment = probe_environment(bandwidth=absent is None, server=server)

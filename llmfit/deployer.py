@@ -25,9 +25,11 @@ from llmfit.device.execution import Marks, pick_device
 from llmfit.device.limits import cap_gpu_memory
 from llmfit.device.memory import freed_tensors_returned
 from llmfit.errors import LlmfitError, TaskUnavailable, UsageError
+from llmfit.foreign_code import modules_run
 from llmfit.measure import fit_workload, measure
 from llmfit.models import local_folder, resolve
 from llmfit.planning.comparing.differences import REFERENCE
+from llmfit.quantize.pickles import with_safetensors
 from llmfit.records import (
     Evaluation,
     EvaluationSettings,
@@ -77,6 +79,8 @@ class Deployer:
         kv_cache_dtype: KvCacheDtype | None = None,
         llama_cpp_dir: str | None = None,
         weights: Weights = "real",
+        allow_pickle: bool = False,
+        trust_remote_code: bool = False,
     ) -> None:
         """Plan a deployment of ``model``: a folder, a hub id, or None for the embedded model.
 
@@ -85,6 +89,8 @@ class Deployer:
         ``kv_cache_dtype`` ``q8_0`` or ``q4_0`` quantises the KV cache; ``llama_cpp_dir`` is a
         llama.cpp checkout whose converter makes the GGUF. ``weights="synthetic"`` makes random
         ones from the config alone: they can be timed, and neither scored nor asked for text.
+        ``allow_pickle`` reads weights in pickles, their tensors alone; ``trust_remote_code`` runs
+        Python code that comes with the model, which can do whatever you can.
         Raises UsageError or ModelNotFound; nothing is loaded yet.
         """
         self._backend = get_backend(backend)
@@ -112,6 +118,8 @@ class Deployer:
             kv_cache_dtype=kv_cache_dtype,
             llama_cpp_dir=llama_cpp_dir,
             weights=weights,
+            allow_pickle=allow_pickle,
+            trust_remote_code=trust_remote_code,
         )
         self._loaded: LoadedModel | None = None
         self.load_s: float | None = None
@@ -136,17 +144,34 @@ class Deployer:
         if self._loaded is not None:
             return self
         self._backend.require(self.plan)
-        if self.plan.weights == "real":
-            self.plan = replace(self.plan, model=local_folder(self.plan.model))
+        notes = self._get_files()
         if "torch" in {package.module for package in self._backend.packages}:
             set_threads(self.plan.threads)
         if self.plan.device == "cuda" and self.plan.budget_bytes is not None:
             cap_gpu_memory(self.plan.budget_bytes)
         started = time.perf_counter()
         with freed_tensors_returned():
-            self._loaded = self._backend.load(self.plan, progress)
+            loaded = self._loaded = self._backend.load(self.plan, progress)
         self.load_s = time.perf_counter() - started - (self.info.quantize_s or 0.0)
+        ran = modules_run(Path(self.plan.model.path)) if self.plan.trust_remote_code else ()
+        if ran:
+            notes += (f"ran the model's own Python code (--trust-remote-code): {', '.join(ran)}",)
+        loaded.info = replace(loaded.info, notes=(*notes, *loaded.info.notes))
         return self
+
+    def _get_files(self) -> tuple[str, ...]:
+        """Have real weights on disk, in a form that every format reads; notes of what it took."""
+        plan = self.plan
+        if plan.weights != "real":
+            return ()
+        spec = local_folder(
+            plan.model, allow_pickle=plan.allow_pickle, trust_remote_code=plan.trust_remote_code
+        )
+        notes: tuple[str, ...] = ()
+        if plan.checkpoint is None:  # its own weights are read, not the model's
+            spec, notes = with_safetensors(spec, plan)
+        self.plan = replace(plan, model=spec)
+        return notes
 
     @property
     def model(self) -> LoadedModel:
@@ -166,7 +191,7 @@ class Deployer:
         """Continue ``prompt`` until EOS or ``max_new_tokens``.
 
         Raises UsageError where prompt and new tokens exceed the model's context, and for synthetic
-        weights.
+        weights; EvaluationError for a token that the model has no embedding of.
         """
         if self.plan.weights == "synthetic":
             raise no_text()
@@ -176,6 +201,7 @@ class Deployer:
         ids = model.tokenizer.encode(prompt)
         if not ids:
             raise UsageError("the prompt is empty and the model has no BOS token to start from.")
+        model.check_ids(ids)
         decoder = model.decoder(batch=1, capacity=len(ids) + max_new_tokens)
         try:
             return self._continue(decoder, ids, max_new_tokens, sampling)

@@ -2,6 +2,7 @@
 
     *.safetensors ─► header's size, types, places of all tensors ─► shapes
     *.index.json  ─► names of files in the same folder
+    *.json        ─► what libraries read themselves: configs, the tokenizer's files
     *.gguf        ─► counts, strings, types, places of all tensors
 
 Nothing is allocated that the file's own size does not cover, and nothing outside is opened. What
@@ -10,8 +11,8 @@ is wrong is a ModelLoadError that names the file and what it claims.
 
 from __future__ import annotations
 
-import json
 import math
+import re
 import struct
 from collections.abc import Mapping
 from itertools import pairwise
@@ -19,6 +20,14 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, BinaryIO
 
 from llmfit.errors import ModelLoadError
+from llmfit.foreign_json import (
+    LARGEST_TABLE_BYTES,
+    MOST_VALUES,
+    open_regular,
+    parse_object,
+    read_json,
+    shortened,
+)
 
 LARGEST_HEADER = 100_000_000
 """Bytes of a safetensors header at most; the library's own bound."""
@@ -31,7 +40,41 @@ _SAFETENSORS_BITS = {
 _MOST_DIMENSIONS = 8
 _MOST_TENSORS = 10_000_000
 
+_CONFIGS = (
+    "config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json",
+)  # fmt: skip
+_TABLES = ("tokenizer.json", "vocab.json", "added_tokens.json")
+_ADAPTER = "adapter_config.json"
+
 Shapes = dict[str, tuple[int, ...]]
+
+
+def check_configs(folder: Path) -> None:
+    """Raise ModelLoadError for a damaged config: libraries read them without any bound."""
+    for name in _CONFIGS:
+        if (folder / name).exists():
+            read_json(folder / name)
+
+
+def check_tokenizer(folder: Path) -> None:
+    """As ``check_configs``, and for the tokenizer's own files."""
+    check_configs(folder)
+    for name in _TABLES:
+        if (folder / name).exists():
+            read_json(folder / name, largest=LARGEST_TABLE_BYTES)
+
+
+def require_no_adapter(folder: Path) -> None:
+    """Raise ModelLoadError where an adapter lies beside a model.
+
+    transformers puts it on the model unasked, reads it as a pickle where it is one, and imports
+    modules that its config names; llama.cpp's rows would be of the model without it.
+    """
+    if (folder / _ADAPTER).exists():
+        raise ModelLoadError(
+            f"{folder} holds an adapter beside the model ({_ADAPTER}).",
+            hint="the model with its adapter merged, or the folder without its files",
+        )
 
 
 def safetensors_shapes(file: Path) -> Shapes:
@@ -41,17 +84,15 @@ def safetensors_shapes(file: Path) -> Shapes:
     """
     try:
         size = file.stat().st_size
-        with file.open("rb") as stream:
+        with open_regular(file) as stream:
             length = int.from_bytes(stream.read(8), "little")
             if length > min(size - 8, LARGEST_HEADER):
                 raise ModelLoadError(
                     f"{file} is damaged: its header claims {length} bytes, the file has {size}."
                 )
-            header = json.loads(stream.read(length))
-    except (OSError, ValueError, RecursionError) as exc:
-        raise ModelLoadError(f"{file} is not a safetensors file: {exc}.") from exc
-    if not isinstance(header, dict):
-        raise ModelLoadError(f"{file} is not a safetensors file: its header is no object.")
+            header = parse_object(stream.read(length), source=f"the header of {file}")
+    except OSError as exc:
+        raise ModelLoadError(f"{file} cannot be read: {exc.strerror}.") from exc
     header.pop("__metadata__", None)
     data_bytes = size - 8 - length
     shapes, places = {}, []
@@ -70,19 +111,20 @@ def _tensor(
 ) -> tuple[tuple[int, ...], tuple[int, int]]:
     """A tensor's shape and place, which have to fit each other and the file."""
     if not isinstance(entry, dict):
-        raise ModelLoadError(f"{file} is damaged: its tensor {name!r} is no object.")
+        raise ModelLoadError(f"{file} is damaged: its tensor {shortened(name)} is no object.")
     shape, place = _whole(entry.get("shape")), _whole(entry.get("data_offsets"))
     bits = _SAFETENSORS_BITS.get(str(entry.get("dtype")))
     if shape is None or place is None or len(place) != 2 or bits is None:
         raise ModelLoadError(
-            f"{file} is damaged: its tensor {name!r} has dtype {entry.get('dtype')!r}, shape "
-            f"{entry.get('shape')!r} and data_offsets {entry.get('data_offsets')!r}."
+            f"{file} is damaged: its tensor {shortened(name)} has dtype "
+            f"{shortened(entry.get('dtype'))}, shape {shortened(entry.get('shape'))} and "
+            f"data_offsets {shortened(entry.get('data_offsets'))}."
         )
     begin, end = place
     if not begin <= end <= data_bytes or 8 * (end - begin) != math.prod(shape) * bits:
         raise ModelLoadError(
-            f"{file} is damaged: its tensor {name!r} of shape {list(shape)} claims bytes {begin} "
-            f"to {end} of {data_bytes}."
+            f"{file} is damaged: its tensor {shortened(name)} of shape {shortened(list(shape))} "
+            f"claims bytes {begin} to {end} of {data_bytes}."
         )
     return shape, (begin, end)
 
@@ -96,21 +138,23 @@ def _whole(value: object) -> tuple[int, ...] | None:
     return tuple(value)
 
 
-def check_index(file: Path, index: Mapping[str, Any]) -> None:
-    """Raise ModelLoadError where an index of shards names anything but files beside it."""
+def check_index(file: Path, index: Mapping[str, Any], *, ending: str = ".safetensors") -> None:
+    """Raise ModelLoadError where an index names anything but files beside it with that ``ending``.
+
+    A shard of another kind would be read as a pickle.
+    """
     shards = index.get("weight_map")
-    if not isinstance(shards, dict):
-        raise ModelLoadError(f"{file} is damaged: it has no weight_map.")
-    for name in {str(shard) for shard in shards.values()}:
-        inside = name not in ("", ".", "..") and "\0" not in name
+    if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
+        raise ModelLoadError(f"{file} is damaged: it has no weight_map of file names.")
+    for name in set(shards.values()):
+        said = f"{file} names the shard {shortened(name)}"
+        inside = name not in ("", ".", "..") and "\0" not in name and len(name) < 256
         if not inside or any(kind(name).name != name for kind in (PurePosixPath, PureWindowsPath)):
-            raise ModelLoadError(
-                f"{file} names the shard {name!r}, which is not a file of its own folder."
-            )
+            raise ModelLoadError(f"{said}, which is not a file of its own folder.")
+        if not name.endswith(ending):
+            raise ModelLoadError(f"{said}, which is no {ending} file.")
         if not (file.parent / name).is_file():
-            raise ModelLoadError(
-                f"{file} names the shard {name!r}, which is not there.", hint="download it again"
-            )
+            raise ModelLoadError(f"{said}, which is not there.", hint="download it again")
 
 
 # ---------------------------------------------------------------- GGUF
@@ -119,8 +163,12 @@ _VALUE_BYTES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12
 """Bytes of a metadata value by its type. Source: the GGUF specification."""
 _STRING, _ARRAY = 8, 9
 _DEEPEST_ARRAY = 4
+_MOST_KEYS = 65_536
 _VERSIONS = (2, 3)
-_ALIGNMENT_KEY = b"general.alignment"
+_ALIGNMENT_KEY, _UINT32 = b"general.alignment", 4
+_PARTS_KEY, _UINT16 = b"split.count", 2
+_PART = re.compile(r"(.+)-00001-of-(\d{5})\.gguf")
+"""How llama.cpp names the first of several files. Source: llama.cpp, llama_split_path."""
 
 
 class _Gguf:
@@ -130,6 +178,9 @@ class _Gguf:
         self._file = file
         self._stream = stream
         self._size = file.stat().st_size
+        self._items = 0
+        self.parts = 1
+        """Files that the model is split into."""
 
     def check(self) -> None:
         """Read all of it. Raises ModelLoadError."""
@@ -140,14 +191,17 @@ class _Gguf:
             raise self._damaged(f"it is of version {version}, known are {_VERSIONS}")
         tensors, values = self._number("<Q"), self._number("<Q")
         # Each takes some bytes at least, so neither count can exceed the file.
-        if tensors > _MOST_TENSORS or tensors * 24 + values * 13 > self._size:
+        within = tensors <= _MOST_TENSORS and values <= _MOST_KEYS
+        if not within or tensors * 24 + values * 13 > self._size:
             raise self._damaged(f"it claims {tensors} tensors and {values} values")
         alignment = 32
         for _ in range(values):
             key = self._text()
             kind = self._number("<I")
-            if key == _ALIGNMENT_KEY and kind == 4:
+            if key == _ALIGNMENT_KEY and kind == _UINT32:
                 alignment = self._number("<I")
+            elif key == _PARTS_KEY and kind == _UINT16:
+                self.parts = self._number("<H")
             else:
                 self._skip_value(kind)
         if not 0 < alignment <= 2**20 or alignment & (alignment - 1):
@@ -190,7 +244,8 @@ class _Gguf:
             if inner in _VALUE_BYTES:
                 self._skip(count * _VALUE_BYTES[inner])
                 return
-            if count * 8 > self._size:
+            self._items += count
+            if self._items > MOST_VALUES or count * 8 > self._size:
                 raise self._damaged(f"it claims an array of {count} values")
             for _ in range(count):
                 self._skip_value(inner, depth + 1)
@@ -222,10 +277,35 @@ class _Gguf:
         return ModelLoadError(f"{self._file} is damaged: {what}.", hint="download it again")
 
 
-def check_gguf(file: Path) -> None:
-    """Raise ModelLoadError where a GGUF's header does not fit its file, before native code."""
+def check_gguf(file: Path) -> tuple[Path, ...]:
+    """The files of a model of which ``file`` is the only one, or the first; all were checked.
+
+    Raises ModelLoadError where a header does not fit its file, before native code reads it.
+    llama.cpp opens a model's other files by itself.
+    """
+    parts = _check_one(file)
+    name = _PART.fullmatch(file.name)
+    if parts < 2:
+        return (file,)
+    if name is None or int(name[2]) != parts:
+        raise ModelLoadError(
+            f"{file} is one of {parts} files of a model, of which the first is to be named.",
+            hint=f"--checkpoint gguf=…-00001-of-{parts:05}.gguf",
+        )
+    files = tuple(
+        file.with_name(f"{name[1]}-{part:05}-of-{parts:05}.gguf") for part in range(1, parts + 1)
+    )
+    for other in files[1:]:
+        _check_one(other)
+    return files
+
+
+def _check_one(file: Path) -> int:
+    """The number of files that a checked file's model is split into. Raises ModelLoadError."""
     try:
-        with file.open("rb") as stream:
-            _Gguf(file, stream).check()
+        with open_regular(file) as stream:
+            header = _Gguf(file, stream)
+            header.check()
     except OSError as exc:
         raise ModelLoadError(f"{file} cannot be read: {exc.strerror}.") from exc
+    return header.parts

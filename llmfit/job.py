@@ -1,6 +1,6 @@
 """Plans in, a comparison out: every row in a process of its own, on disk as soon as it is done.
 
-    plans ─► can it run here? ─► model on disk, hashed ─► run_isolated ─► row, kept
+    plans ─► model on disk ─► can it run here? ─► hashed ─► run_isolated ─► row, kept
                                                                 └► verdict ─► comparison, kept
 
 The reference row runs first, whatever its place in the table: the others read its logits. Where
@@ -35,11 +35,13 @@ from llmfit.records import (
     Comparison,
     Device,
     Environment,
+    ModelSpec,
     Plan,
     RunRecord,
     Status,
     Verdict,
 )
+from llmfit.redaction import known_secrets
 from llmfit.runner.forkserver import ForkServer
 from llmfit.runner.isolate import run_isolated
 from llmfit.runner.worker import blank_record
@@ -106,6 +108,7 @@ def run_plans(
     StoreError where records cannot be kept, UsageError for a run that cannot be continued,
     ModelNotFound for a model that cannot be downloaded, and ComparisonInterrupted.
     """
+    on_disk = _on_disk(plans, machine)  # a download that fails is no run
     keeper = keep(plans, machine, keeping, command=command)
     job = _Job(
         plans=tuple(plans),
@@ -119,6 +122,7 @@ def run_plans(
         last_resort=last_resort,
         server=server,
         started=time.monotonic() if started is None else started,
+        on_disk=on_disk,
     )
     with closing(keeper):
         return job.run()
@@ -145,6 +149,8 @@ class _Job:
     server: ForkServer | None
     """Forks the rows' processes; None where each starts anew."""
     started: float
+    on_disk: ModelSpec | None
+    """The rows' model with its files; None where no row was known to need them."""
 
     def run(self) -> Comparison:
         """Run every row in turn; an interrupt keeps the finished ones."""
@@ -186,8 +192,7 @@ class _Job:
         """Run one row, or say why not; its record is on disk before this returns."""
         record = self._reason_not_to_run(plan)
         if record is None and plan.weights == "real":
-            # Before the row's own bar: the hub client draws bars too.
-            plan = replace(plan, model=local_folder(plan.model))
+            plan = replace(plan, model=self.on_disk or _fetched(plan))
         total = max(index + 1, len(self.plans))
         self.observer.row_started(plan.backend, blank_record(plan).label, index, total)
         progress = partial(self.observer.progress, plan.backend)
@@ -197,6 +202,7 @@ class _Job:
             record = self._run(hashed(plan), progress, log)
             # Not asked in the worker: that would open a CUDA context beside a row on the CPU.
             record = attach_roofline(replace(record, environment=self.machine), self.machine)
+        record = known_secrets().hide_in(record)
         self.keeper.add(self._place(plan), record)
         self.observer.row_done(record)
         return record
@@ -264,14 +270,8 @@ class _Job:
         left = self._row_limit_s()
         if left is not None and left <= 0:
             return self._not_run(plan, "skipped", OUT_OF_TIME)
-        backend = get_backend(plan.backend)
-        outcome = backend.check(plan)
-        if outcome.unavailable is not None:
-            return self._not_run(plan, "unavailable", outcome.unavailable)
-        if outcome.skipped is not None:
-            return self._not_run(plan, "skipped", outcome.skipped)
-        too_large = _too_large(plan, self.machine, on_gpu="cuda" in backend.devices)
-        return self._not_run(plan, "does_not_fit", too_large) if too_large else None
+        known = _ruled_out(plan, self.machine)
+        return None if known is None else self._not_run(plan, *known)
 
     def _not_run(self, plan: Plan, status: Status, reason: str) -> RunRecord:
         return replace(blank_record(plan), status=status, reason=reason, environment=self.machine)
@@ -281,7 +281,7 @@ class _Job:
         first = self.plans[0]
         added = [row for backend, row in rows.items() if backend not in self._backends()]
         judged = attach_differences([*(rows[name] for name in self._backends()), *added])
-        return Comparison(
+        comparison = Comparison(
             run_id=self.keeper.run_id,
             model=first.model,
             workload=first.workload,
@@ -294,6 +294,7 @@ class _Job:
             record=self.keeper.record,
             total_s=time.monotonic() - self.started,
         )
+        return known_secrets().hide_in(comparison)
 
     def _place(self, plan: Plan) -> int:
         """The row's place in the table; an added one comes last."""
@@ -309,6 +310,32 @@ def nothing_fits(rows: Sequence[RunRecord]) -> bool:
     statuses = {row.status for row in rows}
     offloaded = any(row.backend == OFFLOAD for row in rows)
     return "does_not_fit" in statuses and "ok" not in statuses and not offloaded
+
+
+def _on_disk(plans: Sequence[Plan], machine: Environment) -> ModelSpec | None:
+    """The plans' model with its files, downloaded where a row will need them; else None."""
+    first = plans[0]
+    if first.weights != "real" or all(_ruled_out(plan, machine) for plan in plans):
+        return None
+    return _fetched(first)
+
+
+def _fetched(plan: Plan) -> ModelSpec:
+    return local_folder(
+        plan.model, allow_pickle=plan.allow_pickle, trust_remote_code=plan.trust_remote_code
+    )
+
+
+def _ruled_out(plan: Plan, machine: Environment) -> tuple[Status, str] | None:
+    """The status of a row that is known not to run on ``machine``, and why; None for others."""
+    backend = get_backend(plan.backend)
+    outcome = backend.check(plan)
+    if outcome.unavailable is not None:
+        return "unavailable", outcome.unavailable
+    if outcome.skipped is not None:
+        return "skipped", outcome.skipped
+    too_large = _too_large(plan, machine, on_gpu="cuda" in backend.devices)
+    return ("does_not_fit", too_large) if too_large else None
 
 
 def _measures_divergence(plan: Plan) -> bool:

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from llmfit.errors import ModelLoadError, ModelNotFound
-from llmfit.foreign_files import check_index, safetensors_shapes
+from llmfit.foreign_code import PICKLED_WEIGHTS
+from llmfit.foreign_facts import LARGEST_NUMBER, class_name, model_type, word
+from llmfit.foreign_files import check_index, require_no_adapter, safetensors_shapes
+from llmfit.foreign_json import LARGEST_TABLE_BYTES, read_json
+from llmfit.hub import WEIGHT_SUFFIXES, cached_folder, hub_files, hub_folder, hub_reachable
 from llmfit.planning import catalogue
 from llmfit.planning.architectures import (
     context_limit,
@@ -24,7 +29,6 @@ from llmfit.quantization import (
     Facts,
     in_config,
     method,
-    read_json,
     stored_quantization,
 )
 from llmfit.records import ModelSpec, Source
@@ -32,10 +36,8 @@ from llmfit.shape import ModelShape
 
 EMBEDDED_NAME = "llmfit-embedded"
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
-_HUB_TIMEOUT_S = 10.0
 UNTOLD_CONTEXT_TOKENS = 2**20
 """Stands for the longest context of models that have none, such as Mamba."""
-_WEIGHT_SUFFIXES = frozenset({".safetensors", ".bin", ".pt", ".pth", ".gguf"})
 _WEIGHT_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 
 
@@ -84,7 +86,8 @@ def _with_near_names(error: ModelNotFound, model: str) -> ModelNotFound:
     near = catalogue.nearest(model)
     if not near:
         return error
-    return ModelNotFound(error.message, hint=f"a name known offline: {', '.join(near)}")
+    known = f"a name known offline: {', '.join(near)}"
+    return ModelNotFound(error.message, hint=f"{error.hint}; or {known}" if error.hint else known)
 
 
 def _spec_from_catalogue(entry: catalogue.CatalogueEntry, *, why: str | None = None) -> ModelSpec:
@@ -119,7 +122,7 @@ def config_of(spec: ModelSpec) -> dict[str, Any]:
             )
         return dict(entry.config)
     if spec.source == "hub":
-        return read_json(_config_on_hub(spec.path)[0])
+        return read_json(hub_files(spec.path, ("config.json",))["config.json"])
     return read_json(Path(spec.path) / "config.json")
 
 
@@ -131,21 +134,27 @@ def read_spec(folder: Path, *, name: str, source: Source) -> ModelSpec:
             f"{folder} has no config.json.",
             hint="the folder that holds config.json and *.safetensors of the model",
         )
+    require_no_adapter(folder)
+    with _naming(name):
+        quantization = stored_quantization(folder)
     return spec_from_config(
         read_json(path),
         name=name,
         path=str(folder.resolve()),
         source=source,
         parameters=count_parameters(folder),
-        quantization=stored_quantization(folder),
+        quantization=quantization,
     )
 
 
-def local_folder(spec: ModelSpec) -> ModelSpec:
+def local_folder(
+    spec: ModelSpec, *, allow_pickle: bool = False, trust_remote_code: bool = False
+) -> ModelSpec:
     """The spec with its files on disk: downloads a hub model once. Raises ModelNotFound.
 
-    A model of the catalogue has no files: the hub did not give it when its spec was made. The hub
-    client draws its own progress bars on stderr.
+    Pickled weights are fetched only where they are allowed and there are no others, Python files
+    only where they are trusted. A model of the catalogue has no files: the hub did not give it
+    when its spec was made. The hub client draws its own progress bars on stderr.
     """
     if spec.source == "catalogue":
         raise ModelNotFound(
@@ -154,13 +163,11 @@ def local_folder(spec: ModelSpec) -> ModelSpec:
         )
     if spec.source != "hub":
         return spec
-    from huggingface_hub import snapshot_download
-
-    try:
-        folder = snapshot_download(spec.path, allow_patterns=_WEIGHT_FILES)
-    except Exception as exc:  # the hub client's, httpx's and the system's errors, told apart below
-        raise _hub_error(spec.path, exc) from exc
-    return read_spec(Path(folder), name=spec.name, source="local")
+    wanted = [*_WEIGHT_FILES, *(["*.py"] if trust_remote_code else [])]
+    folder = hub_folder(spec.path, wanted)
+    if allow_pickle and not any(folder.glob("*.safetensors")):
+        folder = hub_folder(spec.path, [*wanted, *PICKLED_WEIGHTS, "*.bin.index.json"])
+    return read_spec(folder, name=spec.name, source="local")
 
 
 def why_no_weights(spec: ModelSpec) -> str | None:
@@ -171,25 +178,13 @@ def why_no_weights(spec: ModelSpec) -> str | None:
     if spec.source == "catalogue":
         return f"the weights of {spec.name} are not here, and the hub did not give them"
     if spec.source == "hub":
-        if _downloaded(spec.path) or hub_reachable():
+        if cached_folder(spec.path, _WEIGHT_FILES) is not None or hub_reachable():
             return None
         return f"the weights of {spec.name} are not downloaded, and the hub was not reached"
     folder = Path(spec.path)
-    if any(path.suffix in _WEIGHT_SUFFIXES for path in folder.iterdir()):
+    if any(path.suffix in WEIGHT_SUFFIXES for path in folder.iterdir()):
         return None
     return f"{folder} holds no weights, only its config"
-
-
-def _downloaded(hub_id: str) -> bool:
-    """True where a snapshot with weights is in the hub client's cache."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        folder = Path(snapshot_download(hub_id, local_files_only=True))
-    except LocalEntryNotFoundError:
-        return False
-    return any(folder.glob("*.safetensors"))
 
 
 def _display_name(typed: str, folder: Path) -> str:
@@ -210,23 +205,23 @@ def spec_from_config(
     ``parameters`` are those of the weights' headers; the shape's where there are none, or packed
     ones. Raises ModelLoadError naming the key that is missing or wrong.
     """
-    try:
+    with _naming(name):
         shape = require_shape(config)
         limit = context_limit(config)
-    except ModelLoadError as exc:
-        raise ModelLoadError(f"{name}: {exc.message}", hint=exc.hint) from exc
+        architecture, family = class_name(config) or "unknown", model_type(config) or "unknown"
+        dtype = _dtype(config, language_part(config))
+        stored = method(quantization) if quantization else None
     if limit is None:
         note = f"its config tells no longest context; taken for {UNTOLD_CONTEXT_TOKENS} tokens"
         shape = replace(shape, notes=(*shape.notes, note))
     text = language_part(config)
     attention = widest_attention(shape)
-    architectures = config.get("architectures") or ["unknown"]
     return ModelSpec(
         name=name,
         path=path,
         source=source,
-        architecture=str(architectures[0]),
-        model_type=str(config.get("model_type", "unknown")),
+        architecture=architecture,
+        model_type=family,
         hidden_size=shape.hidden_size,
         intermediate_size=_width(text, shape),
         num_hidden_layers=len(shape.layers),
@@ -237,18 +232,27 @@ def spec_from_config(
         max_position_embeddings=limit or UNTOLD_CONTEXT_TOKENS,
         tie_word_embeddings=shape.tied,
         parameters=shape.parameters if parameters is None or quantization else parameters,
-        dtype=_dtype(config, text),
-        quantization=method(quantization) if quantization else None,
+        dtype=dtype,
+        quantization=stored,
         attention_bias=bool(text.get("attention_bias", False))
         or str(text.get("model_type")) == "qwen2",  # its biases are in code, not in the config
         shape=shape,
     )
 
 
+@contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """Put the model's name before an error about its config.json."""
+    try:
+        yield
+    except ModelLoadError as exc:
+        raise ModelLoadError(f"{name}: {exc.message}", hint=exc.hint) from exc
+
+
 def _width(text: Mapping[str, Any], shape: ModelShape) -> int:
     """The MLP's width as the config tells it, else the widest of any layer; 0 without an MLP."""
     told = text.get("intermediate_size")
-    if isinstance(told, int) and told > 0:
+    if type(told) is int and 0 < told <= LARGEST_NUMBER:
         return told
     matrices = (matrix for kind in shape.kinds for matrix in kind.matrices)
     return max((each.columns for each in matrices if each.name.startswith("ffn_down")), default=0)
@@ -258,7 +262,7 @@ def _dtype(config: Mapping[str, Any], text: Mapping[str, Any]) -> str | None:
     for part in (config, text):
         value = part.get("dtype") or part.get("torch_dtype")
         if isinstance(value, str):
-            return value
+            return word("torch_dtype", value)
     return None
 
 
@@ -278,7 +282,7 @@ def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     Raises ModelLoadError for a file that is none, or an index that names files elsewhere.
     """
     for index in sorted(folder.glob("*.safetensors.index.json")):
-        check_index(index, read_json(index))
+        check_index(index, read_json(index, largest=LARGEST_TABLE_BYTES))
     shapes: dict[str, tuple[int, ...]] = {}
     for shard in sorted(folder.glob("*.safetensors")):
         shapes.update(safetensors_shapes(shard))
@@ -286,75 +290,14 @@ def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
 
 
 def _spec_from_hub(model: str) -> ModelSpec:
-    path, beside = _config_on_hub(model)
-    config = read_json(path)
-    said = in_config(config)
-    for file in beside:
-        said = said or OLD_FILES[file.name](read_json(file))
+    """The spec of a hub model by its config, and what old tools put beside it."""
+    files = hub_files(model, ("config.json", *OLD_FILES))
+    config = read_json(files["config.json"])
+    with _naming(model):
+        said = in_config(config)
+    for name, read in OLD_FILES.items():
+        if name in files:
+            said = said or read(read_json(files[name]))
     return spec_from_config(
         config, name=model, path=model, source="hub", parameters=None, quantization=said
-    )
-
-
-def _config_on_hub(model: str) -> tuple[Path, list[Path]]:
-    """config.json of a hub model, and the old tools' files beside it; from the cache if there.
-
-    Raises ModelNotFound.
-    """
-    from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
-
-    try:
-        path = try_to_load_from_cache(model, "config.json")
-        if isinstance(path, str):
-            beside = [try_to_load_from_cache(model, name) for name in OLD_FILES]
-        else:
-            # A download retries for half a minute; one plain request says at once whether the
-            # hub is there, and which files are.
-            info = HfApi().model_info(model, timeout=_HUB_TIMEOUT_S)
-            names = {file.rfilename for file in info.siblings or ()}
-            path = hf_hub_download(model, "config.json")
-            beside = [hf_hub_download(model, name) for name in OLD_FILES if name in names]
-    except Exception as exc:  # the hub client's, httpx's and the system's errors, told apart below
-        raise _hub_error(model, exc) from exc
-    return Path(path), [Path(each) for each in beside if isinstance(each, str)]
-
-
-def hub_reachable() -> bool:
-    """True when the hub answers a plain request."""
-    from urllib.error import HTTPError
-    from urllib.request import Request, urlopen
-
-    from huggingface_hub import constants
-
-    if constants.HF_HUB_OFFLINE:
-        return False
-    try:
-        with urlopen(Request(constants.ENDPOINT, method="HEAD"), timeout=_HUB_TIMEOUT_S):
-            return True
-    except HTTPError:
-        return True  # it answered, if only to refuse this request
-    except OSError:
-        return False
-
-
-def _hub_error(model: str, exc: Exception) -> ModelNotFound:
-    """Our error for whatever the hub client raised, by its kind."""
-    from huggingface_hub import errors
-
-    if isinstance(exc, errors.GatedRepoError):
-        return ModelNotFound(
-            f"{model} is gated on the hub.", hint="accept its licence there, then `hf auth login`"
-        )
-    if isinstance(exc, errors.EntryNotFoundError) and not isinstance(
-        exc, errors.LocalEntryNotFoundError
-    ):
-        return ModelNotFound(f"{model} has no config.json on the hub.", hint="another model id")
-    if isinstance(exc, errors.RepositoryNotFoundError):
-        return ModelNotFound(
-            f"no model {model!r}: neither a folder here nor a repository on the hub.",
-            hint="check the spelling, or `hf auth login` for a private one",
-        )
-    return ModelNotFound(
-        f"{model} is no folder here and the hub was not reached ({type(exc).__name__}).",
-        hint="a local folder with config.json, or `llmfit compare` for the embedded model",
     )

@@ -10,25 +10,17 @@ The outcome has the keys of ``quantization_config`` that transformers reads.
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from llmfit.errors import ModelLoadError
+from llmfit.foreign_json import read_json, shortened
 
 Facts = dict[str, Any]
 
-
-def read_json(path: Path) -> Facts:
-    """The JSON object in a file. Raises ModelLoadError naming the file."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as exc:
-        raise ModelLoadError(f"{path} is not readable JSON: {exc}.") from exc
-    if not isinstance(content, dict):
-        raise ModelLoadError(f"{path} holds a {type(content).__name__}, not a JSON object.")
-    return content
+_NAME = re.compile(r"[\w.:-]{1,64}")
 
 
 def stored_quantization(folder: Path) -> Facts | None:
@@ -46,15 +38,21 @@ def stored_quantization(folder: Path) -> Facts | None:
 
 
 def in_config(config: Mapping[str, Any]) -> Facts | None:
-    """What a config.json itself says of its quantisation, with ``quant_method`` set, or None."""
-    text = config.get("text_config") or {}
-    said = config.get("quantization_config") or text.get("quantization_config")
+    """What a config.json itself says of its quantisation, with ``quant_method`` set, or None.
+
+    Raises ModelLoadError for what says nothing.
+    """
+    text = config.get("text_config")
+    inner = text.get("quantization_config") if isinstance(text, dict) else None
+    said = config.get("quantization_config") or inner
     if said is None and isinstance(config.get("quantization"), dict):
         said = config["quantization"]  # MLX; its converter writes the usual key beside it today
     if said is None:
         return None
     if not isinstance(said, dict):
-        raise ModelLoadError(f"quantization_config is a {type(said).__name__}, not an object.")
+        raise ModelLoadError(
+            f"config.json has quantization_config = {shortened(said)}, an object is needed."
+        )
     facts = dict(said)
     if not facts.get("quant_method"):
         facts["quant_method"] = _guess(config, facts)
@@ -62,8 +60,12 @@ def in_config(config: Mapping[str, Any]) -> Facts | None:
 
 
 def method(facts: Mapping[str, Any]) -> str:
-    """The method's name; bitsandbytes' two formats are told apart."""
-    name = str(facts["quant_method"])
+    """The method's name; bitsandbytes' two formats are told apart. Raises ModelLoadError."""
+    name = facts["quant_method"]
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise ModelLoadError(
+            f"config.json has quant_method = {shortened(name)}, a method's name is needed."
+        )
     if name == "bitsandbytes":
         return "bitsandbytes_8bit" if facts.get("load_in_8bit") else "bitsandbytes_4bit"
     return name

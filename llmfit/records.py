@@ -7,6 +7,8 @@ Field names are the JSON's keys, so there is no second mapping to keep in step.
 
 from __future__ import annotations
 
+import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -222,6 +224,10 @@ class Plan:
     """Where artifacts are kept; None for the user's cache folder."""
     notes: tuple[str, ...] = ()
     """What was changed from what was asked, before the row began; goes to its record."""
+    allow_pickle: bool = False
+    """Weights in pickles are read, their tensors alone; False refuses them."""
+    trust_remote_code: bool = False
+    """Python code that comes with the model is run where transformers has none for it."""
     offline: bool = False
     """The hub was not reached: do not wait for it, what is downloaded already still serves."""
     kv_cache_dtype: KvCacheDtype | None = None
@@ -648,11 +654,20 @@ class Comparison:
 # ---------------------------------------------------------------- JSON
 
 T = TypeVar("T")
+_UNSEEN = re.compile(
+    "[\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\uffff"
+    "\U000e0001-\U000e007f]"
+)
+"""What a terminal or a script would obey; the other control characters JSON escapes by itself."""
 
 
 def to_json(record: object, *, indent: int = 2) -> str:
-    """Return a record as JSON text, keys in the order of its fields."""
-    return msgspec.json.format(msgspec.json.encode(record), indent=indent).decode()
+    """Return a record as JSON text, keys in the order of its fields.
+
+    Texts read back as they are; in the file no control character stands for itself.
+    """
+    text = msgspec.json.format(msgspec.json.encode(record), indent=indent).decode()
+    return _UNSEEN.sub(lambda found: json.dumps(found[0])[1:-1], text)
 
 
 def to_builtins(record: object) -> Any:

@@ -31,11 +31,15 @@ def reproduce(
     time_limit_s: float | None = DEFAULT_TIME_LIMIT_S,
     observer: Observer | None = None,
     command: str | None = None,
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
 ) -> Reproduction:
     """Run every ok row of ``record`` again and say of each figure whether it agrees.
 
     ``record`` is a row's or a comparison's JSON file, a run's folder, a run's id in the folder or
-    store of ``keeping``, or the record itself. The second run's records are kept there too. Raises
+    store of ``keeping``, or the record itself. A record that read pickles or ran a model's own code
+    does so again only where ``allow_pickle`` or ``trust_remote_code`` say so: it may come from
+    anyone. The second run's records are kept there too. Raises
     UsageError, before anything runs, where there is no such record or it holds no row to run, and
     where the model, another input, this machine or a version is not as recorded; ModelNotFound
     where the model is gone; StoreError for a file that is no record.
@@ -47,6 +51,7 @@ def reproduce(
             f"{recorded.name} holds no row that ran, so there is nothing to run again."
         )
     plans = [_plan(row, recorded.name) for row in rows]
+    _check_trust(plans, recorded.name, allow_pickle, trust_remote_code)
     _check_inputs(plans, recorded.name)
     with fork_server(plans[0]) as server:
         machine = probe_environment(bandwidth=True, server=server)
@@ -94,6 +99,23 @@ def _plan(row: RunRecord, name: str) -> Plan:
         )
     # The reference's logits were deleted at the end of the recorded run.
     return replace(row.plan, reference_file=None)
+
+
+def _check_trust(
+    plans: Sequence[Plan], name: str, allow_pickle: bool, trust_remote_code: bool
+) -> None:
+    """Raise UsageError where a record would do what its reader did not allow."""
+    pickles = any(plan.allow_pickle for plan in plans)
+    code = any(plan.trust_remote_code for plan in plans)
+    for what, option, refused in (
+        ("may read pickles", "--allow-pickle", pickles and not allow_pickle),
+        ("may run a model's own code", "--trust-remote-code", code and not trust_remote_code),
+    ):
+        if refused:
+            raise UsageError(
+                f"{name} {what}, and a record can come from anyone.",
+                hint=f"llmfit reproduce {name} {option}, where you trust the model",
+            )
 
 
 def _check_inputs(plans: Sequence[Plan], name: str) -> None:

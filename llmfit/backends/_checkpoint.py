@@ -6,27 +6,34 @@ from pathlib import Path
 from typing import Any
 
 from llmfit.errors import ModelLoadError, UsageError
+from llmfit.foreign_code import require_no_pickles
+from llmfit.foreign_errors import LibraryErrors
 from llmfit.models import local_folder, resolve
 from llmfit.quantization import Facts
-from llmfit.records import ModelSpec
+from llmfit.quantize.pickles import with_safetensors
+from llmfit.records import ModelSpec, Plan
 
 _SHAPE = (
     "model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
     "num_key_value_heads", "head_dim", "vocab_size",
 )  # fmt: skip
 _USUAL_FILES = ("model.safetensors", "model.safetensors.index.json")
-_PICKLES = ("*.bin", "*.pt", "*.pth")
 
 
 def given_checkpoint(
-    row: str, loads: frozenset[str], checkpoint: str, wanted: ModelSpec
-) -> ModelSpec:
-    """The spec of ``--checkpoint row=checkpoint``, on disk, of a method in ``loads``.
+    row: str, loads: frozenset[str], plan: Plan
+) -> tuple[ModelSpec, tuple[str, ...]]:
+    """The spec of the plan's ``--checkpoint row=…``, on disk, of a method in ``loads``; notes.
 
     Raises UsageError for a checkpoint of another method, ModelLoadError for one of another model
-    than ``wanted``, ModelNotFound.
+    than the plan's or a pickle that is not allowed, ModelNotFound.
     """
-    spec = local_folder(resolve(checkpoint))
+    checkpoint, wanted = str(plan.checkpoint), plan.model
+    spec = local_folder(
+        resolve(checkpoint),
+        allow_pickle=plan.allow_pickle,
+        trust_remote_code=plan.trust_remote_code,
+    )
     if spec.quantization not in loads:
         raise UsageError(
             f"--checkpoint {row}={checkpoint}: its quantization_config says "
@@ -41,10 +48,10 @@ def given_checkpoint(
                 f"{theirs}, {wanted.name} has {ours}.",
                 hint=f"a {row} checkpoint of {wanted.name}",
             )
-    return spec
+    return with_safetensors(spec, plan)
 
 
-def quantized_config(folder: Path, facts: Facts) -> Any:
+def quantized_config(folder: Path, facts: Facts, plan: Plan) -> Any:
     """transformers' config of a folder with ``facts`` as its quantization_config.
 
     Also names the file of weights where that is not called as usual (AutoGPTQ's
@@ -52,10 +59,10 @@ def quantized_config(folder: Path, facts: Facts) -> Any:
     """
     from transformers import AutoConfig
 
-    try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError) as exc:
-        raise ModelLoadError(f"transformers cannot read {folder}/config.json: {exc}") from exc
+    with LibraryErrors(f"transformers cannot read {folder}/config.json", folder=str(folder)):
+        config = AutoConfig.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=plan.trust_remote_code
+        )
     config.quantization_config = facts
     name = _weights_file(folder)
     if name not in _USUAL_FILES:
@@ -77,13 +84,7 @@ def _weights_file(folder: Path) -> str:
                 f"{folder} holds several checkpoints: {', '.join(found)}.",
                 hint="a folder with one of them beside config.json and the tokenizer",
             )
-    pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
-    if pickles:
-        raise ModelLoadError(
-            f"{folder} holds its weights as a pickle ({', '.join(pickles)}), which can run any "
-            "code when it is read; only safetensors are.",
-            hint="the same checkpoint as safetensors, or the unquantised model",
-        )
+    require_no_pickles(folder)
     raise ModelLoadError(
         f"{folder} holds no *.safetensors weights.", hint="a folder with the weights"
     )

@@ -25,7 +25,7 @@ from llmfit.backends._hf import (
 )
 from llmfit.backends._packed import loadable
 from llmfit.backends._synthetic import MadeTensor, Noise, Packed, random_causal_lm, spread
-from llmfit.backends._tokenizer import load_tokenizer, tokenizer_of
+from llmfit.backends._tokenizer import tokenizer_of
 from llmfit.backends.base import (
     TORCH,
     LoadedModel,
@@ -79,10 +79,11 @@ class _Artifact:
     quantize_s: float | None = None
     notes: tuple[str, ...] = ()
 
-    def config(self, device: str) -> Any:
-        """transformers' config with which it loads on ``device``. Raises ModelLoadError."""
+    def config(self, plan: Plan) -> Any:
+        """transformers' config with which it loads for ``plan``. Raises ModelLoadError."""
         said = stored_quantization(self.folder) or {}
-        return quantized_config(self.folder, loadable(self.folder, said, device=device))
+        facts = loadable(self.folder, said, device=plan.device)
+        return quantized_config(self.folder, facts, plan)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,7 +147,7 @@ class GptqModelBackend(TorchBackend):
     def _real(self, plan: Plan, progress: Progress) -> _Loaded:
         artifact = self._artifact(plan, progress)
         progress("load", 0, 0)  # what was made before is no part of the row's memory
-        config = artifact.config(plan.device)
+        config = artifact.config(plan)
         attention, notes = fused_attention(config)
         choice, why = self._choose_kernel(plan, config, config.quantization_config, attention)
         if choice is not None:
@@ -216,23 +217,25 @@ class GptqModelBackend(TorchBackend):
         if plan.checkpoint is None and plan.model.quantization is None:
             return self._make(plan, progress)
         spec = plan.model
+        notes: tuple[str, ...] = ()
         if plan.checkpoint is not None:
-            spec = given_checkpoint(self.id, self.loads_quantized, plan.checkpoint, plan.model)
+            spec, notes = given_checkpoint(self.id, self.loads_quantized, plan)
         folder = Path(spec.path)
-        return _Artifact(folder=folder, notes=(_describe(stored_quantization(folder) or {}),))
+        said = _describe(stored_quantization(folder) or {})
+        return _Artifact(folder=folder, notes=(said, *notes))
 
     def _make(self, plan: Plan, progress: Progress) -> _Artifact:
         import torch
 
         source = Path(plan.model.path)
         tokens = min(SEQUENCE_TOKENS, plan.model.max_position_embeddings)
-        layers = plan_layers(source)
+        layers = plan_layers(source, trust_remote_code=plan.trust_remote_code)
 
         def make(folder: Path) -> None:
             progress("quantize", 0, plan.model.num_hidden_layers)
             sequences = load_calibration(
                 plan.calibration_file,
-                load_tokenizer(plan.model.path),
+                tokenizer_of(plan),
                 samples=self.samples,
                 tokens=tokens,
                 seed=plan.seed,
@@ -245,6 +248,7 @@ class GptqModelBackend(TorchBackend):
                 sequences=sequences,
                 device=plan.device,
                 threads=torch.get_num_threads(),
+                trust_remote_code=plan.trust_remote_code,
             )
             quantize_apart(job, lambda done, total: progress("quantize", done, total))
 

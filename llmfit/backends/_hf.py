@@ -15,6 +15,8 @@ from llmfit.backends._synthetic import random_causal_lm
 from llmfit.backends._tokenizer import tokenizer_of
 from llmfit.backends.base import Backend, Check, LoadedModel, LoadInfo, Package, Tokenizer
 from llmfit.errors import LlmfitError, ModelLoadError
+from llmfit.foreign_errors import LibraryErrors
+from llmfit.foreign_files import check_configs
 from llmfit.models import config_of
 from llmfit.planning.memory.kv_cache import unsuited
 from llmfit.records import Kernel, KvCacheDtype, Plan
@@ -139,7 +141,8 @@ class HfModel(LoadedModel):
         del self.model, self._linears
 
     def _pad_id(self) -> int:
-        return self.tokenizer.eos_id or 0
+        eos = self.tokenizer.eos_id or 0
+        return eos if eos < self.vocab_size else 0  # added, and never given an embedding
 
 
 def _with_cache(info: LoadInfo, model: nn.Module, dtype: KvCacheDtype) -> LoadInfo:
@@ -155,8 +158,8 @@ def load_causal_lm(path: str, plan: Plan, *, attention: str, **options: Any) -> 
     """``AutoModelForCausalLM`` from a folder, in bf16, on the plan's device, in eval mode.
 
     ``options`` go to ``from_pretrained`` (a quantisation config or a device map, say). Only
-    safetensors are read and no code of the model's own is run. Raises ModelLoadError, also for
-    missing tensors and for a plan of synthetic weights.
+    safetensors are read, and code of the model's own is run only where the plan trusts it. Raises
+    ModelLoadError, also for missing tensors and for a plan of synthetic weights.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -171,22 +174,20 @@ def load_causal_lm(path: str, plan: Plan, *, attention: str, **options: Any) -> 
     if not any(Path(path).glob("*.safetensors")):
         raise ModelLoadError(
             f"{path} holds no *.safetensors weights.",
-            hint="convert the weights to safetensors, or name another folder",
+            hint="another folder; or --allow-pickle where the hub has pickles alone",
         )
-    try:
+    check_configs(Path(path))
+    with LibraryErrors(f"transformers cannot load {path}", folder=path):
         model, report = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=torch.bfloat16,
             attn_implementation=attention,
             use_safetensors=True,
             local_files_only=True,
+            trust_remote_code=plan.trust_remote_code,
             output_loading_info=True,
             **{"device_map": {"": plan.device}, **options},
         )
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError) as exc:
-        raise ModelLoadError(
-            f"transformers cannot load {path}: {type(exc).__name__}: {exc}",
-        ) from exc
     absent = sorted(report["missing_keys"])
     if absent:  # transformers fills them with random numbers and a warning
         raise ModelLoadError(
@@ -226,14 +227,11 @@ def plan_config(plan: Plan) -> Any:
     """
     from transformers import AutoConfig
 
-    try:
+    what = f"transformers cannot read the config of {plan.model.name}"
+    with LibraryErrors(what, folder=plan.model.path):
         if plan.weights == "synthetic":
             return AutoConfig.for_model(**config_of(plan.model))
-        return AutoConfig.from_pretrained(plan.model.path)
-    except (OSError, ValueError, KeyError, TypeError) as exc:
-        raise ModelLoadError(
-            f"transformers cannot read the config of {plan.model.name}: {type(exc).__name__}: {exc}"
-        ) from exc
+        return AutoConfig.from_pretrained(plan.model.path, trust_remote_code=plan.trust_remote_code)
 
 
 def fused_attention(config: Any) -> tuple[str, tuple[str, ...]]:
@@ -244,6 +242,8 @@ def fused_attention(config: Any) -> tuple[str, tuple[str, ...]]:
     """
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
+    if type(config).__module__.startswith("transformers_modules."):
+        return "eager", ("eager attention: the model's own code is not asked for a fused one",)
     try:
         kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     except KeyError as exc:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from llmfit.errors import ModelLoadError
+from llmfit.foreign_json import shortened
 from llmfit.models import tensor_shapes
 from llmfit.quantization import Facts
 
@@ -32,6 +33,7 @@ def loadable(folder: Path, said: Facts, *, device: str) -> Facts:
     Raises ModelLoadError for a layout that no kernel here reads, naming it.
     """
     method = str(said["quant_method"])
+    _require_settings(folder, said)
     _require_layout(folder, method, said)
     shapes = tensor_shapes(folder)
     packed = {
@@ -72,6 +74,24 @@ def _suits_int4(method: str, said: Facts, packed: Mapping[str, tuple[int, ...]])
     return whole and said.get("group_size", 128) in _INT4_GROUPS
 
 
+def _require_settings(folder: Path, said: Facts) -> None:
+    """Raise ModelLoadError for values that no tool writes; GPTQModel would divide by them."""
+    group, dynamic = said.get("group_size", 128), said.get("dynamic") or {}
+    numbers = type(said.get("bits")) is type(group) is int
+    if not numbers or not (group == -1 or group > 0):
+        raise ModelLoadError(
+            f"{folder} is quantised in {shortened(said.get('bits'))} bits and groups of "
+            f"{shortened(group)}, which are no numbers that can be.",
+            hint=_HINT,
+        )
+    if not isinstance(dynamic, dict):
+        raise ModelLoadError(
+            f"{folder} has dynamic = {shortened(dynamic)} in its quantization_config, an object "
+            "is needed.",
+            hint=_HINT,
+        )
+
+
 def _require_layout(folder: Path, method: str, said: Facts) -> None:
     """Raise ModelLoadError for a layout that would not load, or would load as noise."""
     layout = _layout(method, said)
@@ -83,7 +103,7 @@ def _require_layout(folder: Path, method: str, said: Facts) -> None:
         )
     if said.get("bits") not in _BITS[method]:
         raise ModelLoadError(
-            f"{folder} is a {method} checkpoint of {said.get('bits')} bits; this row loads "
+            f"{folder} is a {method} checkpoint of {said['bits']} bits; this row loads "
             f"{', '.join(str(bits) for bits in _BITS[method])}.",
             hint=_HINT,
         )
@@ -107,5 +127,5 @@ def _layout(method: str, said: Facts) -> str:
 
 def _mixed_settings(said: Facts) -> str | None:
     """The first pattern of GPTQModel's ``dynamic`` that changes a layer instead of leaving it."""
-    dynamic: Any = said.get("dynamic") or {}
+    dynamic: Mapping[str, Any] = said.get("dynamic") or {}
     return next((pattern for pattern, changes in dynamic.items() if changes), None)

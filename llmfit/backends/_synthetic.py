@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmfit.backends.base import Tokenizer
 from llmfit.errors import ModelLoadError, UsageError
+from llmfit.foreign_errors import LibraryErrors
 from llmfit.quantization import Facts
 from llmfit.records import Plan
 
@@ -217,7 +218,7 @@ def random_causal_lm(
     """
     import torch
 
-    try:
+    with LibraryErrors(f"transformers cannot build {plan.model.name}"):
         skeleton = _skeleton(config, plan.device, attention, quantization)
         noise = Noise(device=plan.device, seed=plan.seed)
         checkpoint = _checkpoint(skeleton, pack, noise)
@@ -234,10 +235,6 @@ def random_causal_lm(
                 local_files_only=True,
                 output_loading_info=True,
             )
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError) as exc:
-        raise ModelLoadError(
-            f"transformers cannot build {plan.model.name}: {type(exc).__name__}: {exc}"
-        ) from exc
     _require_all_taken(checkpoint, report, plan.model.name)
     model.eval()
     module: nn.Module = model

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from llmfit.backends._synthetic import NoTokenizer
 from llmfit.backends.base import Tokenizer
-from llmfit.errors import ModelLoadError
+from llmfit.foreign_errors import LibraryErrors
+from llmfit.foreign_files import check_tokenizer
 from llmfit.records import Plan
 
 
@@ -21,28 +23,32 @@ class HfTokenizer(Tokenizer):
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """See ``Tokenizer.encode``."""
-        ids: list[int] = self.hf.encode(text, add_special_tokens=special)
+        with LibraryErrors("the model's tokenizer fails"):
+            ids: list[int] = self.hf.encode(text, add_special_tokens=special)
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """See ``Tokenizer.decode``."""
-        text: str = self.hf.decode(list(ids), skip_special_tokens=True)
+        with LibraryErrors("the model's tokenizer fails"):
+            text: str = self.hf.decode(list(ids), skip_special_tokens=True)
         return text
 
 
 def tokenizer_of(plan: Plan) -> Tokenizer:
     """The tokenizer of the plan's model; synthetic weights have none. Raises ModelLoadError."""
-    return NoTokenizer() if plan.weights == "synthetic" else load_tokenizer(plan.model.path)
+    if plan.weights == "synthetic":
+        return NoTokenizer()
+    return load_tokenizer(plan.model.path, trust_remote_code=plan.trust_remote_code)
 
 
-def load_tokenizer(path: str) -> HfTokenizer:
+def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> HfTokenizer:
     """The tokenizer of the model folder ``path``. Raises ModelLoadError where there is none."""
     from transformers import AutoTokenizer
 
-    try:
-        return HfTokenizer(AutoTokenizer.from_pretrained(path))
-    except (OSError, ValueError, TypeError, KeyError) as exc:
-        raise ModelLoadError(
-            f"{path} has no tokenizer that transformers can load ({type(exc).__name__}: {exc}).",
-            hint="put the model's tokenizer.json or tokenizer.model into that folder",
-        ) from exc
+    check_tokenizer(Path(path))
+    with LibraryErrors(
+        f"{path} has no tokenizer that transformers can load",
+        folder=path,
+        hint="put the model's tokenizer.json or tokenizer.model into that folder",
+    ):
+        return HfTokenizer(AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code))

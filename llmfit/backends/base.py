@@ -125,13 +125,28 @@ class LoadedModel(ABC):
             )
 
     def check_windows(self, windows: Sequence[Window]) -> None:
-        """Raise EvaluationError where a window feeds more tokens than the context."""
+        """Raise EvaluationError for more tokens than the context, or one without an embedding."""
         longest = max((len(window.ids) - 1 for window in windows), default=0)
         if longest > self.context_length:
             raise EvaluationError(
                 f"a window of {longest} tokens exceeds the model's context of "
                 f"{self.context_length}.",
                 hint="a smaller --ppl-window",
+            )
+        for window in windows:
+            self.check_ids(window.ids)
+
+    def check_ids(self, ids: Sequence[int]) -> None:
+        """Raise EvaluationError where a token is outside the model's vocabulary.
+
+        Tokenizers may have tokens that were added and never given an embedding; a GPU's kernels
+        would read beyond the table.
+        """
+        worst = max(ids, default=0)
+        if worst >= self.vocab_size or min(ids, default=0) < 0:
+            raise EvaluationError(
+                f"the tokenizer gives the token {worst}, the model has {self.vocab_size}.",
+                hint="the tokenizer that the model was trained with",
             )
 
     def __enter__(self) -> LoadedModel:

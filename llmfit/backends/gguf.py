@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmfit.backends._synthetic import NOTE as SYNTHETIC_NOTE
-from llmfit.backends._tokenizer import load_tokenizer, tokenizer_of
+from llmfit.backends._tokenizer import tokenizer_of
 from llmfit.backends.base import (
     TORCH,
     Backend,
@@ -147,7 +147,7 @@ class Gguf(Backend):
         llama_log()
         if plan.weights == "real" and Path(plan.model.path).is_dir():
             with suppress(ModelLoadError):  # load meets the same and says it
-                load_tokenizer(plan.model.path)
+                tokenizer_of(plan)
 
     def load(self, plan: Plan, progress: Progress = no_progress) -> LoadedModel:
         """See ``Backend.load``."""

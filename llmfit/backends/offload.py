@@ -22,7 +22,7 @@ from llmfit.backends._hf import (
     load_causal_lm,
     plan_config,
 )
-from llmfit.backends._tokenizer import load_tokenizer
+from llmfit.backends._tokenizer import tokenizer_of
 from llmfit.backends.base import (
     TORCH,
     Check,
@@ -92,7 +92,7 @@ class Offload(TorchBackend):
         )
         return OffloadedModel(
             model,
-            tokenizer=load_tokenizer(plan.model.path),
+            tokenizer=tokenizer_of(plan),
             info=info,
             kv_cache_dtype=plan.kv_cache_dtype,
             scratch=scratch,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from llmfit.backends._checkpoint import given_checkpoint, quantized_config
 from llmfit.backends._hf import (
@@ -16,7 +17,7 @@ from llmfit.backends._hf import (
     run_one_token,
     weights_bytes,
 )
-from llmfit.backends._tokenizer import load_tokenizer
+from llmfit.backends._tokenizer import tokenizer_of
 from llmfit.backends.base import (
     TORCH,
     Check,
@@ -107,8 +108,9 @@ class Stored(TorchBackend):
     def load(self, plan: Plan, progress: Progress = no_progress) -> LoadedModel:
         """See ``Backend.load``. Raises BackendUnavailable where the format's package is missing."""
         spec = plan.model
+        taken: tuple[str, ...] = ()
         if plan.checkpoint is not None:
-            spec = given_checkpoint(self.id, self.loads_quantized, plan.checkpoint, plan.model)
+            spec, taken = given_checkpoint(self.id, self.loads_quantized, plan)
         method = str(spec.quantization)
         for package in _METHODS[method].packages:
             if package.installed() is None:
@@ -117,11 +119,11 @@ class Stored(TorchBackend):
                 )
         folder = Path(spec.path)
         facts, notes = _for_device(method, stored_quantization(folder) or {}, plan.device)
-        config = quantized_config(folder, facts)
+        config = quantized_config(folder, facts, plan)
         attention, attention_notes = fused_attention(config)
         model = load_causal_lm(spec.path, plan, attention=attention, config=config)
         run_one_token(model)
-        share = _stored_share(folder)
+        share = _stored_share(folder, config)
         packed = _METHODS[method].unpacks and not facts.get("dequantize")
         info = LoadInfo(
             kernel=Kernel(linear=linear_kernel(model), attention=attention),
@@ -131,6 +133,7 @@ class Stored(TorchBackend):
             notes=(
                 f"{format_percent(share)} of parameters stored as {method}",
                 _PACKED_NOTE if packed else _UNPACKED_NOTE,
+                *taken,
                 *notes,
                 *attention_notes,
             ),
@@ -138,7 +141,7 @@ class Stored(TorchBackend):
         )
         return HfModel(
             model,
-            tokenizer=load_tokenizer(plan.model.path),
+            tokenizer=tokenizer_of(plan),
             info=info,
             kv_cache_dtype=plan.kv_cache_dtype,
         )
@@ -159,13 +162,13 @@ def _for_device(method: str, said: Facts, device: str) -> tuple[Facts, tuple[str
     return {**said, "dequantize": True}, notes
 
 
-def _stored_share(folder: Path) -> float:
+def _stored_share(folder: Path, config: Any) -> float:
     """Share of the parameters that the checkpoint holds quantised, by its tensors' names, 0…1."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):  # only the shapes, which packed tensors do not tell
-        dense = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+        dense = AutoModelForCausalLM.from_config(config)
     sizes = {name: parameter.numel() for name, parameter in dense.named_parameters()}
     quantized = set()
     for name in tensor_shapes(folder):

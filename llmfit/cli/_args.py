@@ -212,6 +212,22 @@ def add_cache_dir(group: argparse._ActionsContainer) -> None:
     )
 
 
+def add_trust(group: argparse._ActionsContainer) -> None:
+    """Add --allow-pickle and --trust-remote-code to a group of options."""
+    group.add_argument(
+        "--allow-pickle",
+        action="store_true",
+        help="read weights in pickles too: their tensors are taken out in a process of its own, "
+        "which refuses all else (default: safetensors and GGUF alone)",
+    )
+    group.add_argument(
+        "--trust-remote-code",
+        action="store_true",
+        help="run Python code that comes with the model, which can do whatever you can (default: "
+        "never)",
+    )
+
+
 def add_kv_cache_dtype(group: argparse._ActionsContainer) -> None:
     """Add --kv-cache-dtype to a group of options."""
     group.add_argument(

@@ -179,6 +179,7 @@ def add_artifacts(parser: argparse.ArgumentParser) -> None:
     )
     _args.add_llama_cpp(group)
     _args.add_cache_dir(group)
+    _args.add_trust(group)
 
 
 def add_output(parser: argparse.ArgumentParser) -> None:

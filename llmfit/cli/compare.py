@@ -108,6 +108,8 @@ def run(args: argparse.Namespace) -> int:
                 constraints=constraints,
                 objective=args.objective,
                 profile=args.profile,
+                allow_pickle=args.allow_pickle,
+                trust_remote_code=args.trust_remote_code,
             )
     except ComparisonInterrupted as exc:
         _publish(exc.comparison, args)

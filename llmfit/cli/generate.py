@@ -73,6 +73,8 @@ def run(args: argparse.Namespace) -> int:
         cache_dir=args.cache_dir,
         kv_cache_dtype=args.kv_cache_dtype,
         llama_cpp_dir=args.llama_cpp,
+        allow_pickle=args.allow_pickle,
+        trust_remote_code=args.trust_remote_code,
     )
     with _loading(deployer) as loaded:
         result = loaded.generate(prompt, max_new_tokens=args.max_new_tokens, sampling=sampling)
@@ -183,3 +185,4 @@ def _add_loading(parser: argparse.ArgumentParser) -> None:
     _args.add_kv_cache_dtype(group)
     _args.add_llama_cpp(group)
     _args.add_cache_dir(group)
+    _args.add_trust(group)

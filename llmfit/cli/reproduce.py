@@ -49,6 +49,7 @@ def add_parser(verbs: _args.Subparsers[_args.Parser]) -> None:
     parser.add_argument("record", metavar="RECORD", help="a JSON file, a run's folder or its id")
     _args.add_keeping(parser)
     _args.add_time_limit(parser, "row")
+    _args.add_trust(parser)
     _args.add_format(parser)
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
 
@@ -66,6 +67,8 @@ def run(args: argparse.Namespace) -> int:
             time_limit_s=args.time_limit,
             observer=watching,
             command=args.command,
+            allow_pickle=args.allow_pickle,
+            trust_remote_code=args.trust_remote_code,
         )
     emit(to_json(result) + "\n" if args.format == "json" else _table(result))
     return 0 if result.inside else 1

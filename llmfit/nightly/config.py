@@ -54,6 +54,8 @@ class Asked:
     threads: int | None = None
     seed: int = 0
     objective: Objective = "speed"
+    allow_pickle: bool = False
+    trust_remote_code: bool = False
     row_time_limit_s: float = 3600.0
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import secrets
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -27,7 +27,8 @@ from llmfit.job import OUT_OF_TIME, Observer
 from llmfit.keeping import Keeping
 from llmfit.nightly.baseline import check_baseline, find_regressions
 from llmfit.nightly.config import EMBEDDED, Cell, NightlyConfig
-from llmfit.records import Comparison
+from llmfit.records import Comparison, RunRecord
+from llmfit.runner.forkserver import ForkServers
 from llmfit.store.place import machine_name, utc_now
 from llmfit.trend_records import CellResult, NightHead, NightResult
 
@@ -61,13 +62,19 @@ def run_night(
     """
     from llmfit.store.store import Store
 
-    with _lock(runs_dir), Store(config.store) as store:
+    with _lock(runs_dir), Store(config.store) as store, ForkServers() as servers:
         check_baseline(store, config.baseline)
         head, notes = _session(store, config)
         night = _Night(
             config=config,
             head=head,
+            begun={
+                run.cell: run.run_id
+                for run in store.runs_of(head.session_id)
+                if run.cell is not None
+            },
             store=store,
+            servers=servers,
             runs_dir=runs_dir,
             cache_dir=cache_dir,
             deadline=None
@@ -148,7 +155,10 @@ class _Night:
 
     config: NightlyConfig
     head: NightHead
+    begun: Mapping[str, str]
+    """Of a night that goes on: the newest run of each cell by its name."""
     store: Store
+    servers: ForkServers
     runs_dir: str | None
     cache_dir: str | None
     deadline: float | None
@@ -168,9 +178,7 @@ class _Night:
         blank = CellResult(
             name=cell.name, model=cell.model.model, workload=cell.workload_name, status="not run"
         )
-        begun = [head.run_id for head in self.store.runs_of(self.head.session_id)
-                 if head.cell == cell.name]  # fmt: skip
-        resume = begun[-1] if begun else None
+        resume = self.begun.get(cell.name)
         if resume is not None and self.store.line(resume).ended:
             return _finished(blank, self.store.comparison(resume))
         if self.deadline is not None and time.monotonic() >= self.deadline:
@@ -220,23 +228,41 @@ class _Night:
             command=self.command,
             kv_cache_dtype=asked.kv_cache_dtype,
             objective=asked.objective,
+            allow_pickle=asked.allow_pickle,
+            trust_remote_code=asked.trust_remote_code,
+            servers=self.servers,
         )
 
 
 def _finished(blank: CellResult, comparison: Comparison) -> CellResult:
-    """A cell whose comparison has ended; one that only was predicted has not been measured."""
+    """A cell whose comparison has ended; one of which no row ran has not been measured."""
     rows = comparison.rows
     if any(row.predicted_only for row in rows):
         return replace(blank, status="failed", reason=rows[0].reason, rows=len(rows))
     if comparison.store_error is not None:
         return replace(blank, status="failed", reason=comparison.store_error, rows=len(rows))
-    late = sum(row.reason == OUT_OF_TIME for row in rows)
-    return replace(
+    result = replace(
         blank,
-        status="not run" if late else "done",
-        reason=f"{late} of {len(rows)} rows: {OUT_OF_TIME}" if late else None,
+        status="done",
         run_id=comparison.run_id,
         rows_ok=sum(row.status == "ok" for row in rows),
         rows=len(rows),
         seconds=comparison.total_s,
     )
+    if late := sum(row.reason == OUT_OF_TIME for row in rows):
+        return replace(
+            result, status="not run", reason=f"{late} of {len(rows)} rows: {OUT_OF_TIME}"
+        )
+    if result.rows_ok == 0:
+        return replace(result, status="failed", reason=_why_no_row(rows))
+    return result
+
+
+def _why_no_row(rows: Sequence[RunRecord]) -> str:
+    """Why none of a comparison's rows ran: every reason once, with the rows that it is of."""
+    of: dict[str, list[str]] = {}
+    for row in rows:
+        of.setdefault(row.reason or row.status, []).append(row.backend)
+    if len(of) == 1:
+        return next(iter(of))
+    return "; ".join(f"{', '.join(backends)}: {reason}" for reason, backends in of.items())

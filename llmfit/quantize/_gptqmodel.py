@@ -19,6 +19,8 @@ from types import ModuleType
 from typing import Any
 
 from llmfit.errors import LlmfitError, QuantizationError
+from llmfit.foreign_errors import LibraryErrors
+from llmfit.foreign_files import check_configs
 
 BITS = 4
 GROUP_SIZES = (128, 64, 32)
@@ -90,7 +92,7 @@ def import_gptqmodel() -> ModuleType:
     return gptqmodel
 
 
-def plan_layers(model_path: Path) -> Layers:
+def plan_layers(model_path: Path, *, trust_remote_code: bool = False) -> Layers:
     """Choose the group size and the layers to quantise, from the config alone.
 
     The group size is the one of ``GROUP_SIZES`` that lets the most weights be quantised, the
@@ -98,16 +100,25 @@ def plan_layers(model_path: Path) -> Layers:
     """
     from transformers import AutoConfig
 
-    return choose_layers(empty_model(AutoConfig.from_pretrained(model_path)), str(model_path))
+    check_configs(model_path)
+    with LibraryErrors(
+        f"transformers cannot make {model_path} for quantising",
+        folder=str(model_path),
+        hint="a model whose architecture transformers has",
+        kind=QuantizationError,
+    ):
+        config = AutoConfig.from_pretrained(model_path, trust_remote_code=trust_remote_code)
+        model = empty_model(config, trust_remote_code=trust_remote_code)
+    return choose_layers(model, str(model_path))
 
 
-def empty_model(config: Any) -> Any:
+def empty_model(config: Any, *, trust_remote_code: bool = False) -> Any:
     """transformers' model of ``config`` with shapes and no values."""
     import torch
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
 
 
 def choose_layers(model: Any, name: str) -> Layers:
@@ -201,6 +212,7 @@ def quantize_to(
     packing: str,
     extra_config: dict[str, Any],
     progress: LayerProgress,
+    trust_remote_code: bool,
 ) -> None:
     """Quantise the model at ``model_path`` by GPTQModel's ``settings`` and write it to ``folder``.
 
@@ -214,7 +226,11 @@ def quantize_to(
     try:
         with _packing_environment(layers), _thread_failures_raised():
             model = gptqmodel.GPTQModel.load(
-                str(model_path), settings, device=device, dtype=torch.bfloat16
+                str(model_path),
+                settings,
+                device=device,
+                dtype=torch.bfloat16,
+                trust_remote_code=trust_remote_code,
             )
             _require_layers(_linear_shapes(model.model), layers, model_path)
             model.layer_callback = _LayerCallback(

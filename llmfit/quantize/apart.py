@@ -35,6 +35,7 @@ class Job:
     sequences: Sequence[Sequence[int]]
     device: str
     threads: int
+    trust_remote_code: bool = False
 
 
 class Quantize(Protocol):
@@ -49,6 +50,7 @@ class Quantize(Protocol):
         *,
         device: str,
         progress: LayerProgress,
+        trust_remote_code: bool = False,
     ) -> None: ...
 
 
@@ -58,8 +60,9 @@ def quantize_apart(job: Job, progress: LayerProgress) -> None:
     Raises QuantizationError, also when the child is killed (memory), and OSError where the disk
     refuses.
     """
-    # GPTQModel writes a folder "logs" into the current one.
-    with tempfile.TemporaryDirectory(prefix="llmfit-quantize-") as scratch:
+    # GPTQModel writes a folder "logs" into the current one. Inside the checkpoint's own folder it
+    # goes with that one when this process is killed.
+    with tempfile.TemporaryDirectory(prefix=".scratch-", dir=job.folder) as scratch:
         _run_child(job, progress, scratch)
 
 
@@ -118,6 +121,7 @@ def _work(job: dict[str, Any], progress: LayerProgress) -> None:
         job["sequences"],
         device=job["device"],
         progress=progress,
+        trust_remote_code=job["trust_remote_code"],
     )
 
 

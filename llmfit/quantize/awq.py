@@ -37,6 +37,7 @@ def quantize_awq(
     *,
     device: str,
     progress: LayerProgress,
+    trust_remote_code: bool = False,
 ) -> None:
     """Write the AWQ checkpoint (GEMM layout) of ``model_path`` into ``folder``.
 
@@ -64,6 +65,7 @@ def quantize_awq(
             packing="awq_torch",  # GPTQModel's own choice wants CUDA even for packing
             extra_config={"modules_to_not_convert": ["lm_head", *names]},
             progress=progress,
+            trust_remote_code=trust_remote_code,
         )
 
 

@@ -6,9 +6,9 @@ refused rather than guessed.
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
+from llmfit.foreign_json import shortened
 from llmfit.quantize.gguf_tokens import (
     Entries,
     GgufVocabulary,
@@ -66,14 +66,14 @@ def byte_level_bpe(entries: Entries, parts: dict[str, Any]) -> GgufVocabulary:
     """
     model = parts["model"]
     if model.get("type") != "BPE":
-        raise refused(f"a {model.get('type')} model behind a byte-level pre-tokenizer")
+        raise refused(f"a {shortened(model.get('type'))} model behind a byte-level pre-tokenizer")
     for affix in ("continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(affix):
-            raise refused(f"{affix} {model[affix]!r}")
+            raise refused(f"{affix} {shortened(model[affix])}")
     notes = entries.notes()
     for step in steps_of(parts.get("normalizer"), "normalizers"):
         if step["type"] != "NFC":
-            raise refused(f"the normalizer {step['type']}")
+            raise refused(f"the normalizer {shortened(step['type'])}")
         notes += ("llama.cpp's own tokenizer leaves out the NFC normalisation of the model's",)
     add_bos, add_eos = tokens_around(parts)
     return GgufVocabulary(
@@ -100,9 +100,10 @@ def _pre_tokenizer(parts: dict[str, Any]) -> str:
         elif kind == "Split" and (step.get("behavior"), bool(step.get("invert"))) in _WHOLE:
             steps.append(step["pattern"].get("Regex", ""))
         else:
-            raise refused(f"the pre-tokenizer step {json.dumps(step)}")
+            raise refused(f"the pre-tokenizer step {shortened(step)}")
     ignore_merges = bool(parts["model"].get("ignore_merges"))
     name = _PRE_TOKENIZERS.get((tuple(steps), ignore_merges))
     if name is None:
-        raise refused(f"the pre-tokenizer {' + '.join(steps)} (ignore_merges {ignore_merges})")
+        said = shortened(" + ".join(steps))
+        raise refused(f"the pre-tokenizer {said} (ignore_merges {ignore_merges})")
     return name

@@ -62,7 +62,8 @@ class Checkout:
         """
         command = [sys.executable, "-m", __name__, str(self.folder / _SCRIPT)]
         command += [str(model.absolute()), "--outfile", str(target), "--outtype", dtype]
-        with tempfile.TemporaryDirectory(prefix="llmfit-convert-") as scratch:
+        # Beside the target, it goes with that one's folder when this process is killed.
+        with tempfile.TemporaryDirectory(prefix=".scratch-", dir=target.parent) as scratch:
             code, said = _run(command, scratch, environment(str(self.folder / "gguf-py")))
         if code == 0 and target.is_file():
             return

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,12 +9,51 @@ from pathlib import Path
 from typing import Any
 
 from llmfit.errors import ModelLoadError, ModelNotFound
+from llmfit.foreign_facts import (
+    LARGEST_NUMBER,
+    MOST_EXPERTS,
+    MOST_LAYERS,
+    MOST_TOKENS,
+    class_name,
+    finite_number,
+    head_size,
+    items,
+    mapping,
+    whole_number,
+    word,
+)
+from llmfit.foreign_json import read_json, shortened
 from llmfit.quantize.gguf_architectures import ARCHITECTURES, Architecture
 
 _OTHER_WAYS = (
     "--checkpoint gguf=FILE with a GGUF file of this model made elsewhere, or --llama-cpp DIR "
     "with a llama.cpp checkout whose converter knows it"
 )
+
+_WHOLE = {
+    "hidden_size": LARGEST_NUMBER, "intermediate_size": LARGEST_NUMBER,
+    "num_attention_heads": LARGEST_NUMBER, "num_key_value_heads": LARGEST_NUMBER,
+    "head_dim": LARGEST_NUMBER, "vocab_size": MOST_TOKENS,
+    "max_position_embeddings": LARGEST_NUMBER, "sliding_window": LARGEST_NUMBER,
+    "sliding_window_pattern": LARGEST_NUMBER, "original_max_position_embeddings": LARGEST_NUMBER,
+    "num_hidden_layers": MOST_LAYERS, "num_local_experts": MOST_EXPERTS,
+    "num_experts_per_tok": MOST_EXPERTS,
+}  # fmt: skip
+"""Keys of whole numbers, and the largest of each."""
+_REAL = frozenset({
+    "rms_norm_eps", "rope_theta", "partial_rotary_factor", "rope_local_base_freq",
+    "query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping", "factor",
+    "attention_factor", "low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow",
+})  # fmt: skip
+_NEEDED = {
+    "linear": ("factor",),
+    "yarn": ("factor",),
+    "llama3": (
+        "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings",
+    ),
+    "longrope": ("long_factor", "short_factor", "original_max_position_embeddings"),
+}  # fmt: skip
+"""What a kind of rope scaling cannot be computed without."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +91,7 @@ class GgufShape:
 def read_shape(folder: Path) -> GgufShape:
     """The model's shape. Raises ModelLoadError for what llama.cpp cannot compute."""
     config = _read_config(folder)
-    name = (config.get("architectures") or ["?"])[0]
+    name = class_name(config) or "?"
     return shape_from_config(config, architecture=name, source=str(folder / "config.json"))
 
 
@@ -70,17 +108,28 @@ def shape_from_config(config: Mapping[str, Any], *, architecture: str, source: s
             hint=_OTHER_WAYS,
         )
     computed = ARCHITECTURES[architecture]
-    # Of a multimodal model the words at the top say what holds for all of it.
-    text = {**config, **config.get("text_config", {})} if computed.text_part else dict(config)
+    text = dict(config)
+    if computed.text_part:  # the words at the top say what holds for all of the model
+        text |= mapping("text_config", config.get("text_config", {}))
     try:
-        return _shape_of({**computed.defaults, **text}, computed)
+        return _shape_of(_numbers({**computed.defaults, **text}), computed)
     except KeyError as exc:
         raise ModelLoadError(f"{source} has no {exc.args[0]!r}.") from exc
 
 
+def _numbers(table: Mapping[str, Any]) -> dict[str, Any]:
+    """``table`` without its nulls, its numbers being numbers. Raises ModelLoadError."""
+    told = {key: value for key, value in table.items() if value is not None}
+    for key in _WHOLE.keys() & told.keys():
+        whole_number(key, told[key], most=_WHOLE[key])
+    for key in _REAL & told.keys():
+        finite_number(key, told[key])
+    return told
+
+
 def _shape_of(config: dict[str, Any], architecture: Architecture) -> GgufShape:
     hidden, heads = config["hidden_size"], config["num_attention_heads"]
-    head_dim = config.get("head_dim") or hidden // heads
+    head_dim = config.get("head_dim") or head_size(hidden, heads)
     rope, local_theta = _rope_of(config, architecture)
     context, notes = _context_length(config, architecture)
     if architecture.text_part:
@@ -119,15 +168,16 @@ def _require_computable(config: dict[str, Any], shape: GgufShape) -> None:
     architecture = shape.architecture
     activation = config.get("hidden_activation") or config.get("hidden_act")
     partial, kind = shape.rope["partial_rotary_factor"], shape.rope["rope_type"]
+    head_dim = shape.head_dim
     refuse(
         activation not in (None, architecture.activation),
-        f"the activation function {activation!r}",
+        f"the activation function {shortened(activation)}",
     )
     refuse(
-        partial != 1.0 and not architecture.partial_rope,
+        (partial != 1.0 and not architecture.partial_rope) or not 0 < shape.rotary_dim <= head_dim,
         f"partial_rotary_factor {partial}",
     )
-    refuse(kind not in architecture.rope_types, f"rope scaling {dict(shape.rope)}")
+    refuse(kind not in architecture.rope_types, f"rope scaling {shortened(dict(shape.rope))}")
     refuse(
         architecture.square_attention and shape.head_dim * shape.heads != shape.hidden,
         f"{shape.heads} heads of {shape.head_dim} at hidden size {shape.hidden} "
@@ -172,22 +222,29 @@ def _rope_of(
 ) -> tuple[dict[str, Any], float | None]:
     """Rope settings in one form, and the base of the layers with a sliding window."""
     given = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    given = _numbers(mapping("rope_parameters", given))
     local_theta = config.get("rope_local_base_freq") if architecture.full_attention_every else None
     if "full_attention" in given:
-        local = given.get("sliding_attention", {})
-        refuse(local.get("rope_type", "default") != "default", f"rope scaling {local}")
+        local = _numbers(mapping("rope_parameters", given.get("sliding_attention", {})))
+        refuse(local.get("rope_type", "default") != "default", f"rope scaling {shortened(local)}")
         local_theta = local.get("rope_theta", local_theta)
-        given = given["full_attention"]
-    rope = {
+        given = _numbers(mapping("rope_parameters", given["full_attention"]))
+    rope: dict[str, Any] = {
         "rope_theta": config.get("rope_theta") or 10_000.0,
         "partial_rotary_factor": config.get("partial_rotary_factor") or 1.0,
         "original_max_position_embeddings": config.get("original_max_position_embeddings"),
-        **{key: value for key, value in given.items() if value is not None},
-        "rope_type": given.get("rope_type") or given.get("type") or "default",
+        **given,
+        "rope_type": word("rope_type", given.get("rope_type") or given.get("type") or "default"),
     }
     rope["rope_theta"] = float(rope["rope_theta"])
     if architecture.name == "phi3":
         _prepare_longrope(rope, config)
+    for key in _NEEDED.get(rope["rope_type"], ()):
+        if rope.get(key) is None:
+            raise KeyError(key)
+    for key in ("long_factor", "short_factor"):
+        for value in items(key, rope.get(key, [])):
+            finite_number(key, value)
     return rope, None if local_theta is None else float(local_theta)
 
 
@@ -201,6 +258,9 @@ def _prepare_longrope(rope: dict[str, Any], config: dict[str, Any]) -> None:
         return
     rope["rope_type"] = "longrope"  # its names before transformers 4.45 and after
     trained = rope["original_max_position_embeddings"]
+    if trained is None:
+        return
+    trained = whole_number("original_max_position_embeddings", trained, least=2)
     stretch = rope.get("factor") or config["max_position_embeddings"] / trained
     if rope.get("attention_factor") is None:
         rope["attention_factor"] = (
@@ -225,8 +285,9 @@ def _sliding_layers(config: dict[str, Any], architecture: Architecture) -> tuple
         return ()
     layers = range(config["num_hidden_layers"])
     usual = tuple((layer + 1) % every != 0 for layer in layers)
-    kinds = config.get("layer_types")
+    kinds = items("layer_types", config.get("layer_types", []))
     if kinds:
+        refuse(len(kinds) != len(layers), f"{len(kinds)} layer_types for {len(layers)} layers")
         slides = tuple(kind == "sliding_attention" for kind in kinds)
     else:
         given = config.get("sliding_window_pattern") or every
@@ -252,17 +313,11 @@ def _context_length(
 
 def _read_config(folder: Path) -> dict[str, Any]:
     file = folder / "config.json"
-    try:
-        config = json.loads(file.read_text("utf-8"))
-    except FileNotFoundError as exc:
+    if not file.exists():
         raise ModelNotFound(
             f"{folder} holds no config.json.", hint="give the folder that holds config.json"
-        ) from exc
-    except (OSError, ValueError) as exc:
-        raise ModelLoadError(f"{file} cannot be read as JSON: {exc}.") from exc
-    if not isinstance(config, dict):
-        raise ModelLoadError(f"{file} is no JSON object.")
-    return config
+        )
+    return read_json(file)
 
 
 def refuse(condition: bool, what: str) -> None:

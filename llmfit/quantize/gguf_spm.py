@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import json
+import math
 from pathlib import Path
 from typing import Any
 
 from llmfit.errors import ModelLoadError
+from llmfit.foreign_json import LARGEST_TABLE_BYTES, read_bytes, shortened
 from llmfit.quantize.gguf_tokens import (
     BYTE,
     CONTROL,
@@ -30,6 +31,8 @@ _LEADING_SPACE = (
     "before a text that begins with a space, llama.cpp's own tokenizer puts one more and the "
     f"model's does not; {OWN_IDS}"
 )
+_MOST_CUT = 10**9
+"""Characters of all cuts of all pieces that are compared; Gemma 3's are a hundredth of it."""
 _OTHER_SPLITS = (
     "llama.cpp's own tokenizer may split some words in another way than the model's; " + OWN_IDS
 )
@@ -47,11 +50,13 @@ def sentencepiece(
         raise refused("a SentencePiece model that is not of the BPE kind")
     normalizer = proto.normalizer_spec
     if normalizer.precompiled_charsmap or normalizer.remove_extra_whitespaces:
-        raise refused(f"the SentencePiece normalizer {normalizer.name}")
+        raise refused(f"the SentencePiece normalizer {shortened(normalizer.name)}")
     entries = Entries.empty(vocab_size)
     scores = [-1e4] * vocab_size
     for token_id, piece in enumerate(proto.pieces):
         entries.put(token_id, piece.piece, piece.type)
+        if not math.isfinite(piece.score):
+            raise ValueError(f"the piece {shortened(piece.piece)} has the score {piece.score}")
         if token_id < vocab_size:
             scores[token_id] = piece.score
     for token_id, content, special in _added_tokens(parts, folder):
@@ -85,8 +90,8 @@ def _sentencepiece_proto(file: Path) -> Any:
         ) from exc
     proto = model_pb2.ModelProto()
     try:
-        proto.ParseFromString(file.read_bytes())
-    except (OSError, DecodeError) as exc:
+        proto.ParseFromString(read_bytes(file, largest=LARGEST_TABLE_BYTES))
+    except DecodeError as exc:
         raise ModelLoadError(f"{file} is no SentencePiece model: {exc}.") from exc
     return proto
 
@@ -110,7 +115,7 @@ def byte_fallback_bpe(entries: Entries, parts: dict[str, Any]) -> GgufVocabulary
     """
     model = parts["model"]
     if model.get("type") != "BPE" or not model.get("byte_fallback"):
-        raise refused(f"a {model.get('type')} model without byte fallback")
+        raise refused(f"a {shortened(model.get('type'))} model without byte fallback")
     ranked = read_merges(model)
     first_rank: dict[str, int] = {}
     for rank, (left, right) in enumerate(ranked):
@@ -148,7 +153,7 @@ def _merge_notes(entries: Entries, ranked: list[tuple[str, str]]) -> tuple[str, 
     """
     normal = {t for t, kind in zip(entries.tokens, entries.types, strict=True) if kind == NORMAL}
     listed = set(ranked)
-    complete = all(
+    complete = sum(len(piece) ** 2 for piece in normal) <= _MOST_CUT and all(
         (piece[:cut], piece[cut:]) in listed
         for piece in normal
         for cut in range(1, len(piece))
@@ -173,12 +178,12 @@ def _space_prefix(parts: dict[str, Any]) -> tuple[bool, tuple[str, ...]]:
         if step == {"type": "Prepend", "prepend": "▁"}:
             prefix = True
         elif step != to_metaspace:
-            raise refused(f"the normalizer step {json.dumps(step)}")
+            raise refused(f"the normalizer step {shortened(step)}")
     for step in steps_of(parts.get("pre_tokenizer"), "pretokenizers"):
         if step["type"] == "Split" and step["pattern"] == {"String": " "}:
             continue  # Gemma's: the normalizer has left no space to split at
         if step["type"] != "Metaspace" or step.get("split", True) or step["replacement"] != "▁":
-            raise refused(f"the pre-tokenizer step {json.dumps(step)}")
+            raise refused(f"the pre-tokenizer step {shortened(step)}")
         prefix = step.get("prepend_scheme", "always") != "never"
         notes = (_LEADING_SPACE,) if prefix else ()
     return prefix, notes
@@ -187,4 +192,4 @@ def _space_prefix(parts: dict[str, Any]) -> tuple[bool, tuple[str, ...]]:
 def _tokens_around_by_settings(folder: Path) -> tuple[bool, bool]:
     settings = read_json(folder / "tokenizer_config.json")
     # transformers' Llama tokenizer adds BOS and no EOS unless it is told otherwise.
-    return settings.get("add_bos_token", True), settings.get("add_eos_token", False)
+    return bool(settings.get("add_bos_token", True)), bool(settings.get("add_eos_token", False))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -11,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmfit.errors import ModelLoadError, ModelNotFound
+from llmfit.foreign_files import check_index
+from llmfit.foreign_json import LARGEST_TABLE_BYTES, read_json
 from llmfit.quantize.gguf_shape import GgufShape, refuse
 
 if TYPE_CHECKING:
@@ -155,7 +156,9 @@ def open_tensors(folder: Path, stack: contextlib.ExitStack) -> dict[str, Any]:
 
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        shards = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+        content = read_json(index, largest=LARGEST_TABLE_BYTES)
+        check_index(index, content)
+        shards = sorted(set(content["weight_map"].values()))
     else:
         shards = sorted(file.name for file in folder.glob("*.safetensors"))
     if not shards:

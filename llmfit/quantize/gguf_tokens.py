@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llmfit import foreign_json
 from llmfit.errors import ModelLoadError
+from llmfit.foreign_json import shortened
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
@@ -90,7 +91,12 @@ class Entries:
         return entries
 
     def put(self, token_id: int, token: str, kind: int) -> None:
-        """Set one token; one beyond the vocabulary is counted and left out."""
+        """Set one token; one beyond the vocabulary is counted and left out.
+
+        Raises ValueError for what is no id or no text.
+        """
+        if type(token_id) is not int or token_id < 0 or not isinstance(token, str):
+            raise ValueError(f"the token {shortened(token)} has the id {shortened(token_id)}")
         if token_id >= len(self.tokens):
             self.left_out += 1
             return
@@ -127,6 +133,8 @@ def read_merges(model: dict[str, Any]) -> list[tuple[str, str]]:
     pairs = []
     for merge in model.get("merges", ()):
         left, right = merge.split(" ", 1) if isinstance(merge, str) else merge
+        if not isinstance(left, str) or not isinstance(right, str):
+            raise ValueError(f"the merge {shortened(merge)}")
         pairs.append((left, right))
     return pairs
 
@@ -142,13 +150,9 @@ def steps_of(step: dict[str, Any] | None, key: str) -> list[dict[str, Any]]:
 
 def read_json(file: Path) -> dict[str, Any]:
     """A JSON object, {} where there is no such file. Raises ModelLoadError for a broken one."""
-    try:
-        content = json.loads(file.read_text("utf-8"))
-    except FileNotFoundError:
+    if not file.exists():
         return {}
-    except (OSError, ValueError) as exc:
-        raise ModelLoadError(f"{file} cannot be read as JSON: {exc}.") from exc
-    return content if isinstance(content, dict) else {}
+    return foreign_json.read_json(file, largest=foreign_json.LARGEST_TABLE_BYTES)
 
 
 def refused(what: str) -> ModelLoadError:

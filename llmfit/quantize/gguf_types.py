@@ -20,6 +20,9 @@ from llmfit.quantize.gguf_convert import FLOAT_FILE_TYPES, NOTES_KEY
 
 _FLOATS = ("F32", "F16", "BF16", "F64")
 _MAX_DIMS = 4
+_STRING, _ARRAY = 8, 9
+"""Source: gguf.h, enum gguf_type."""
+_MOST_NOTES, _LONGEST_NOTE = 32, 1_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,19 +56,25 @@ class GgufTypes:
 
 
 def read_types(file: Path) -> GgufTypes:
-    """Read the header of a GGUF file. Raises ModelLoadError for a broken one."""
+    """Read the headers of a GGUF file, and of those that the model goes on in.
+
+    Raises ModelLoadError for a broken one, before ggml opens it: that is native code.
+    """
     counts: dict[str, int] = {}
     widths: set[int] = set()
     weights_bytes = 0
-    with _header(file) as (ggml, header):
-        for index in range(ggml.gguf_get_n_tensors(header)):
-            shape = ggml.gguf_get_tensor_ne(header, index)[:_MAX_DIMS]
-            kind = ggml.ggml_type_name(ggml.gguf_get_tensor_type(header, index)).decode().upper()
-            counts[kind] = counts.get(kind, 0) + math.prod(shape)
-            weights_bytes += ggml.gguf_get_tensor_size(header, index)
-            if math.prod(shape) > shape[0]:
-                widths.add(shape[0])
-        notes = _strings(ggml, header, NOTES_KEY)
+    notes: tuple[str, ...] = ()
+    for part in check_gguf(file):
+        with _header(part) as (ggml, header):
+            for index in range(ggml.gguf_get_n_tensors(header)):
+                shape = ggml.gguf_get_tensor_ne(header, index)[:_MAX_DIMS]
+                kind = ggml.ggml_type_name(ggml.gguf_get_tensor_type(header, index))
+                name = kind.decode().upper()
+                counts[name] = counts.get(name, 0) + math.prod(shape)
+                weights_bytes += ggml.gguf_get_tensor_size(header, index)
+                if math.prod(shape) > shape[0]:
+                    widths.add(shape[0])
+            notes += _strings(ggml, header, NOTES_KEY)
     if not counts:
         raise ModelLoadError(f"{file} holds no tensors, only a vocabulary.")
     return GgufTypes(
@@ -87,7 +96,6 @@ def _header(file: Path) -> Iterator[tuple[Any, int]]:
     """ggml's library and the opened header of ``file``."""
     from llmfit.decode.llama_log import llama_log
 
-    check_gguf(file)  # ggml is native code
     log = llama_log()
     log.forget()
     ggml = _library()
@@ -115,6 +123,8 @@ def _library() -> Any:
         ("gguf_get_tensor_size", ctypes.c_size_t, (pointer, number)),
         ("ggml_type_name", text, (ctypes.c_int,)),
         ("gguf_find_key", number, (pointer, text)),
+        ("gguf_get_kv_type", ctypes.c_int, (pointer, number)),
+        ("gguf_get_arr_type", ctypes.c_int, (pointer, number)),
         ("gguf_get_arr_n", ctypes.c_size_t, (pointer, number)),
         ("gguf_get_arr_str", text, (pointer, number, ctypes.c_size_t)),
     ):
@@ -124,12 +134,18 @@ def _library() -> Any:
 
 
 def _strings(ggml: Any, header: int, key: str) -> tuple[str, ...]:
-    """A metadata array of strings; () where the file has none."""
+    """The first of a metadata array of strings; () where the file has none.
+
+    ggml ends the process where another type than the value's is asked for.
+    """
     index = ggml.gguf_find_key(header, key.encode())
-    if index < 0:
+    if index < 0 or ggml.gguf_get_kv_type(header, index) != _ARRAY:
         return ()
-    count = ggml.gguf_get_arr_n(header, index)
-    return tuple(ggml.gguf_get_arr_str(header, index, i).decode() for i in range(count))
+    if ggml.gguf_get_arr_type(header, index) != _STRING:
+        return ()
+    count = min(_MOST_NOTES, ggml.gguf_get_arr_n(header, index))
+    texts = (ggml.gguf_get_arr_str(header, index, i) for i in range(count))
+    return tuple(text.decode(errors="replace")[:_LONGEST_NOTE] for text in texts)
 
 
 def fallback_note(file_type: str, types: GgufTypes) -> str | None:

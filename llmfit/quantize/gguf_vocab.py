@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from llmfit.errors import ModelLoadError
+from llmfit.foreign_json import read_bytes, shortened
 from llmfit.quantize.gguf_bpe import byte_level_bpe, is_byte_level
 from llmfit.quantize.gguf_spm import byte_fallback_bpe, sentencepiece
 from llmfit.quantize.gguf_tokens import (
@@ -23,6 +24,10 @@ from llmfit.quantize.gguf_tokens import (
     index_or_none,
     read_json,
 )
+
+_OTHER_FORM = (AttributeError, LookupError, OverflowError, StopIteration, TypeError, ValueError)
+"""What reading a value of another type than expected raises."""
+_LARGEST_TEMPLATE = 2**20
 
 
 def read_vocabulary(folder: Path, *, vocab_size: int) -> GgufVocabulary:
@@ -35,12 +40,14 @@ def read_vocabulary(folder: Path, *, vocab_size: int) -> GgufVocabulary:
     parts = read_json(json_file) if json_file.is_file() else None
     try:
         vocabulary = _read_tokenizer(folder, parts, vocab_size)
-    except (KeyError, TypeError, StopIteration) as exc:
+        vocabulary = replace(vocabulary, notes=vocabulary.notes + _strip_notes(parts))
+        vocabulary = _with_special_ids(vocabulary, folder)
+    except _OTHER_FORM as exc:
         raise ModelLoadError(
-            f"{json_file} is not of the form that tokenizers writes ({type(exc).__name__}: {exc})."
+            f"the tokenizer in {folder} is not of the form that tokenizers writes "
+            f"({type(exc).__name__}: {str(exc)[:200]})."
         ) from exc
-    vocabulary = replace(vocabulary, notes=vocabulary.notes + _strip_notes(parts))
-    return _with_special_ids(vocabulary, folder)
+    return vocabulary
 
 
 def _read_tokenizer(folder: Path, parts: dict[str, Any] | None, vocab_size: int) -> GgufVocabulary:
@@ -64,7 +71,7 @@ def _strip_notes(parts: dict[str, Any] | None) -> tuple[str, ...]:
     if not greedy:
         return ()
     return (
-        f"llama.cpp's own tokenizer may keep the spaces beside {greedy[0]!r} and "
+        f"llama.cpp's own tokenizer may keep the spaces beside {shortened(greedy[0])} and "
         f"{len(greedy) - 1} other added tokens, which the model's drops; {OWN_IDS}",
     )
 
@@ -88,7 +95,7 @@ def _with_special_ids(vocabulary: GgufVocabulary, folder: Path) -> GgufVocabular
 
     template = settings.get("chat_template")
     if (folder / "chat_template.jinja").is_file():
-        template = (folder / "chat_template.jinja").read_text("utf-8")
+        template = read_bytes(folder / "chat_template.jinja", largest=_LARGEST_TEMPLATE).decode()
     filled = replace(
         vocabulary,
         bos_id=token_id("bos", vocabulary.bos_id),

@@ -31,6 +31,7 @@ def quantize_gptq(
     *,
     device: str,
     progress: LayerProgress,
+    trust_remote_code: bool = False,
 ) -> None:
     """Write the GPTQ checkpoint of ``model_path`` into ``folder``.
 
@@ -56,4 +57,5 @@ def quantize_gptq(
         packing="gptq_torch",
         extra_config={"modules_in_block_to_quantize": [list(layers.quantized)]},
         progress=progress,
+        trust_remote_code=trust_remote_code,
     )

@@ -1,7 +1,7 @@
 """The parent's side: a process of its own per row, with a time limit, whatever happens in it.
 
 Plan ─► start ─► messages ─► RunRecord
-             ├─► killed, crashed, out of time ─► a failed RunRecord with the reason
+             ├─► killed, crashed, silent, garbled, out of time ─► a failed RunRecord with the reason
              └─► above its RAM budget ─► killed ─► a RunRecord that does not fit
 """
 
@@ -13,7 +13,6 @@ import selectors
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -25,16 +24,26 @@ from typing import IO
 import msgspec
 
 from llmfit.backends.base import Progress, no_progress
+from llmfit.child import signal_name
+from llmfit.device.processes import kill_descendants
 from llmfit.errors import LlmfitError
 from llmfit.records import Environment, Plan, RunRecord, to_builtins
-from llmfit.runner.forkserver import ForkedWorker, ForkServer
+from llmfit.redaction import known_secrets
+from llmfit.runner.forkserver import ForkedWorker, ForkServer, ForkServers
 from llmfit.runner.messages import Message, Task, decode
+from llmfit.runner.output import KEPT_BYTES, Output
 from llmfit.runner.ram_watch import POLL_S, RamWatch
 from llmfit.runner.worker import blank_record
 from llmfit.units import format_bytes
 
-_LOG_LINES = 3
 _POLL_S = 0.5
+_CRASHING_S = 10
+"""How long a worker that closed its pipe may take to end: a core dump is written meanwhile."""
+_KILLED_S = 60
+"""How long a killed one may take: a GPU's driver frees its memory first."""
+_LONGEST_LINE_BYTES = 2**28
+"""A record with each of 10⁷ steps' seconds; what is longer is no message."""
+_SHOWN_BYTES = 60
 _ALLOCATION_FAILED = re.compile(
     r"bad_alloc|(cannot|can't|failed to|unable to) allocate|out of memory|MemoryError",
     re.IGNORECASE,
@@ -47,6 +56,7 @@ class _Cut(Enum):
 
     TIME = "time limit"
     RAM = "RAM budget"
+    GARBLED = "no message"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +64,14 @@ class _Ended:
     """How a worker ended without a record."""
 
     code: int | None
+    """Its exit code, negative for a signal; None where nobody knows it."""
     cut: _Cut | None
     stage: str
     log_tail: str
+    silent: bool = False
+    """It closed its pipe and ran on."""
+    sent: bytes = b""
+    """The beginning of what it sent instead of a message."""
 
 
 def run_isolated(
@@ -74,33 +89,56 @@ def run_isolated(
     above it is killed, and the row does not fit. An interrupt kills the worker and is passed on.
     """
     started = time.monotonic()
-    with _log_file(log_path) as log, _started("run", log, plan.offline, server) as worker:
-        line = msgspec.json.encode(to_builtins(plan)) + b"\n"
-        with suppress(BrokenPipeError):  # it died at once; exit code and log say why, below
-            worker.stdin.write(line)
-            worker.stdin.flush()
-        deadline = None if time_limit_s is None else started + time_limit_s
+    deadline = None if time_limit_s is None else started + time_limit_s
+    with Output(log_path) as log, _started("run", log, plan.offline, server) as worker:
         watch = None
         if plan.ram_budget_bytes is not None:
             watch = RamWatch(worker.process.pid, plan.ram_budget_bytes)
-        stage, cut = "start", None
-        for message in worker.messages(deadline, watch):
-            if isinstance(message, _Cut):
-                cut = message
-                break
-            if message.record is not None:
-                return message.record
-            if message.stage is not None:
-                stage = message.stage.name
-                if watch is not None:
-                    watch.stage = stage
-                progress(stage, message.stage.done, message.stage.total)
-        code = worker.process.wait() if cut is None else worker.stop()
-        ended = _Ended(code, cut, stage, _tail(log))
-    record = replace(blank_record(plan), total_s=time.monotonic() - started)
-    if watch is not None and (too_much := _beyond_ram(ended, watch)) is not None:
-        return replace(record, status="does_not_fit", reason=too_much)
-    return replace(record, reason=_reason(ended, time_limit_s))
+        worker.send(msgspec.json.encode(to_builtins(plan)) + b"\n")
+        found = _follow(worker, log, progress, deadline, watch)
+    if isinstance(found, _Ended):
+        record = replace(blank_record(plan), total_s=time.monotonic() - started)
+        too_much = None if watch is None else _beyond_ram(found, watch)
+        if too_much is None:
+            record = replace(record, reason=_reason(found, time_limit_s))
+        else:
+            record = replace(record, status="does_not_fit", reason=too_much)
+    else:
+        record = found
+    if log.left_out_bytes == 0:
+        return record
+    note = (
+        f"it printed {format_bytes(log.printed_bytes)}; its log has the first and the last "
+        f"{format_bytes(KEPT_BYTES)}"
+    )
+    return replace(record, notes=(*record.notes, note))
+
+
+def _follow(
+    worker: _Worker,
+    log: Output,
+    progress: Progress,
+    deadline: float | None,
+    watch: RamWatch | None,
+) -> RunRecord | _Ended:
+    """Hand on the worker's progress until its record comes, or else how it ended."""
+    stage, cut = "start", None
+    secrets = known_secrets()
+    for message in worker.messages(deadline, watch):
+        if isinstance(message, _Cut):
+            cut = message
+            break
+        if message.record is not None:
+            return message.record
+        if message.stage is not None:
+            stage = secrets.hide(message.stage.name)
+            if watch is not None:
+                watch.stage = stage
+            progress(stage, message.stage.done, message.stage.total)
+    silent = cut is None and not worker.wait(_CRASHING_S)
+    if silent or cut is not None:
+        worker.stop()
+    return _Ended(worker.process.returncode, cut, stage, log.tail(), silent, worker.garbled)
 
 
 def probe_environment(*, bandwidth: bool = False, server: ForkServer | None = None) -> Environment:
@@ -110,13 +148,13 @@ def probe_environment(*, bandwidth: bool = False, server: ForkServer | None = No
     LlmfitError where the process fails, with the end of what it printed.
     """
     task: Task = "bandwidth" if bandwidth else "environment"
-    with _log_file(None) as log, _started(task, log, server=server) as worker:
+    with Output() as log, _started(task, log, server=server) as worker:
         for message in worker.messages(None):
             if isinstance(message, Message) and message.environment is not None:
                 return message.environment
-        worker.process.wait()
+        worker.wait(_CRASHING_S)
         raise LlmfitError(
-            f"the worker process cannot start: {_tail(log) or 'no output'}", hint="llmfit backends"
+            f"the worker process cannot start: {log.tail() or 'no output'}", hint="llmfit backends"
         )
 
 
@@ -127,15 +165,24 @@ class _Worker:
         self, process: subprocess.Popen[bytes] | ForkedWorker, stdin: IO[bytes], pipe: int
     ) -> None:
         self.process = process
-        self.stdin = stdin
+        self.garbled = b""
+        """The beginning of a line that is no message."""
+        self._stdin = stdin
         self._pipe = pipe
+
+    def send(self, line: bytes) -> None:
+        """Give it its plan."""
+        with suppress(BrokenPipeError):  # it died at once, and its exit code and output say why
+            self._stdin.write(line)
+            self._stdin.flush()
 
     def messages(
         self, deadline: float | None, watch: RamWatch | None = None
     ) -> Iterator[Message | _Cut]:
-        """Messages until the pipe closes, or until time or RAM is used up, which comes last."""
-        pending = b""
+        """Messages until the pipe closes or the worker ends; why it is to be stopped comes last."""
+        pending: list[bytes] = []
         poll = _POLL_S if watch is None else POLL_S
+        ended = False
         with selectors.DefaultSelector() as selector:
             selector.register(self._pipe, selectors.EVENT_READ)
             while True:
@@ -146,25 +193,76 @@ class _Worker:
                 if watch is not None and watch.exceeded():
                     yield _Cut.RAM
                     return
-                if not selector.select(wait):
+                if not selector.select(0 if ended else wait):
+                    if ended:  # what it started may hold the pipe open
+                        return
+                    ended = self._ended()
                     continue
                 piece = os.read(self._pipe, 1 << 16)
                 if not piece:
                     return
-                *lines, pending = (pending + piece).split(b"\n")
-                for line in lines:
-                    yield decode(line)
+                for line in _lines(pending, piece):
+                    message = self._message(line)
+                    yield message
+                    if message is _Cut.GARBLED:
+                        return
 
-    def stop(self) -> int | None:
-        """Kill the worker with everything it started; returns its exit code."""
-        with suppress(ProcessLookupError):  # it has just ended by itself
+    def _message(self, line: bytes) -> Message | _Cut:
+        try:
+            return decode(line)
+        except msgspec.MsgspecError:
+            self.garbled = line[:_SHOWN_BYTES]
+            return _Cut.GARBLED
+
+    def _ended(self) -> bool:
+        if isinstance(self.process, ForkedWorker):
+            return self.process.ended()
+        return self.process.poll() is not None
+
+    def wait(self, limit_s: float) -> bool:
+        """Wait for its end; False where it does not come."""
+        if isinstance(self.process, ForkedWorker):
+            return self.process.wait(limit_s)
+        try:
+            self.process.wait(limit_s)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
+    def stop(self) -> None:
+        """Kill the worker with everything it started."""
+        if not isinstance(self.process, ForkedWorker):  # the server does it
+            kill_descendants(self.process.pid)
+        try:
             os.killpg(self.process.pid, signal.SIGKILL)
-        return self.process.wait()
+        except ProcessLookupError:
+            if not self._ended():  # it was forked just now, and has no session of its own yet
+                os.kill(self.process.pid, signal.SIGKILL)
+        self.wait(_KILLED_S)
+
+    def close(self) -> None:
+        """Close its stdin, upon which it would end by itself."""
+        with suppress(BrokenPipeError):  # what it did not read, it will not
+            self._stdin.close()
+
+
+def _lines(pending: list[bytes], piece: bytes) -> Iterator[bytes]:
+    """The lines that ``piece`` completes; ``pending`` is what came before, and then what is left.
+
+    A line that is too long is given as it is.
+    """
+    first, *others = piece.split(b"\n")
+    pending.append(first)
+    for other in others:
+        yield b"".join(pending)
+        pending[:] = [other]
+    if sum(map(len, pending)) > _LONGEST_LINE_BYTES:
+        yield b"".join(pending)
 
 
 @contextmanager
 def _started(
-    task: Task, log: IO[bytes], offline: bool = False, server: ForkServer | None = None
+    task: Task, log: Output, offline: bool = False, server: ForkServer | None = None
 ) -> Iterator[_Worker]:
     """A worker in a session of its own: Ctrl-C reaches only the parent. Killed at the end."""
     read_end, write_end = os.pipe()
@@ -174,7 +272,7 @@ def _started(
             process = _fork(server, task, theirs, log, write_end) or subprocess.Popen(
                 [sys.executable, "-m", "llmfit.runner.worker", str(write_end), task],
                 stdin=theirs,
-                stdout=log,
+                stdout=log.fileno(),
                 stderr=subprocess.STDOUT,
                 pass_fds=(write_end,),
                 start_new_session=True,
@@ -184,20 +282,20 @@ def _started(
             os.close(read_end)
             raise
         finally:
+            log.given()
             os.close(write_end)
             os.close(theirs)
         worker = _Worker(process, stdin, read_end)
         try:
             yield worker
         finally:
-            with suppress(BrokenPipeError):  # what it did not read, it will not
-                stdin.close()
+            worker.close()
             worker.stop()
             os.close(read_end)
 
 
 def _fork(
-    server: ForkServer | None, task: Task, stdin: int, log: IO[bytes], channel: int
+    server: ForkServer | None, task: Task, stdin: int, log: Output, channel: int
 ) -> ForkedWorker | None:
     """A worker of the server's; None where there is no server, or it has died."""
     if server is None:
@@ -208,11 +306,19 @@ def _fork(
         return None
 
 
-def fork_server(plan: Plan) -> AbstractContextManager[ForkServer | None]:
-    """A server that forks workers for rows like ``plan``; None where the system cannot."""
+def fork_server(
+    plan: Plan, servers: ForkServers | None = None
+) -> AbstractContextManager[ForkServer | None]:
+    """A server that forks workers for rows like ``plan``; None where the system cannot.
+
+    It is that of ``servers`` where they are given, and outlives the context.
+    """
     if not ForkServer.available():
         return nullcontext()
-    return ForkServer(_environment(plan.offline), scoring=plan.evaluation is not None)
+    environment, scoring = _environment(plan.offline), plan.evaluation is not None
+    if servers is not None:
+        return nullcontext(servers.server(environment, scoring=scoring))
+    return ForkServer(environment, scoring=scoring)
 
 
 def _environment(offline: bool) -> dict[str, str]:
@@ -224,24 +330,6 @@ def _environment(offline: bool) -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "false",
     }
     return os.environ | added | ({"HF_HUB_OFFLINE": "1"} if offline else {})
-
-
-@contextmanager
-def _log_file(path: Path | None) -> Iterator[IO[bytes]]:
-    if path is None:
-        with tempfile.TemporaryFile() as log:
-            yield log
-    else:
-        with path.open("w+b") as log:
-            yield log
-
-
-def _tail(log: IO[bytes]) -> str:
-    """The last lines that the worker printed."""
-    log.seek(0, os.SEEK_END)
-    log.seek(max(0, log.tell() - 4096))
-    lines = log.read().decode(errors="replace").replace("\r", "\n").splitlines()
-    return " | ".join([line.strip() for line in lines if line.strip()][-_LOG_LINES:])
 
 
 def _beyond_ram(ended: _Ended, watch: RamWatch) -> str | None:
@@ -264,9 +352,17 @@ def _reason(ended: _Ended, time_limit_s: float | None) -> str:
             f"time limit of {time_limit_s:g} s reached during {ended.stage!r}. "
             "Try: a larger --time-limit, or a smaller --limit"
         )
-    if ended.code is not None and ended.code < 0:
-        name = signal.Signals(-ended.code).name
+    if ended.cut is _Cut.GARBLED:
+        return f"the worker sent what is no message during {ended.stage!r}: {ended.sent!r}"
+    said = f": {ended.log_tail}" if ended.log_tail else ""
+    if ended.silent:
+        return f"the worker closed its pipe during {ended.stage!r} and did not end{said}"
+    if ended.code is None:
+        return (
+            f"the worker and the process that it was forked from ended during {ended.stage!r}{said}"
+        )
+    if ended.code < 0:
+        name = signal_name(-ended.code)
         cause = " (often the system running out of memory)" if name == "SIGKILL" else ""
         return f"the worker was killed by {name} during {ended.stage!r}{cause}"
-    said = f": {ended.log_tail}" if ended.log_tail else ""
     return f"the worker ended with exit code {ended.code} during {ended.stage!r}{said}"

@@ -21,6 +21,7 @@ from typing import BinaryIO, NoReturn
 
 from llmfit.backends.base import Progress
 from llmfit.backends.registry import added_packages, get_backend, split_id
+from llmfit.child import die_with_parent
 from llmfit.deployer import Deployer
 from llmfit.device.energy import energy_meter
 from llmfit.device.environment import environment
@@ -333,4 +334,5 @@ def end(code: int) -> NoReturn:
 
 
 if __name__ == "__main__":
+    die_with_parent()
     end(main(sys.argv[1:]))

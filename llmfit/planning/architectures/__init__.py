@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 from llmfit.errors import ModelLoadError
+from llmfit.foreign_facts import HINT, MOST_PARAMETERS, class_name, model_type
 from llmfit.planning.architectures import (
     dense,
     experts,
@@ -149,11 +150,22 @@ def widest_attention(shape: ModelShape) -> Attention | None:
 
 
 def _read(config: Mapping[str, Any]) -> ModelShape:
+    shape = _unbounded(config)
+    if shape.parameters > MOST_PARAMETERS:
+        raise ModelLoadError(
+            f"config.json tells of a model of {float(shape.parameters):.3g} parameters; the "
+            f"largest that can be meant has {float(MOST_PARAMETERS):.0e}.",
+            hint=HINT,
+        )
+    return shape
+
+
+def _unbounded(config: Mapping[str, Any]) -> ModelShape:
     part = language_part(config)
     _refuse_encoders(config, part)
     if part is config and "vision_config" not in config:
         return _shape_of(config)
-    whole = str(config.get("model_type", "a multimodal model"))
+    whole = model_type(config) or "a multimodal model"
     part = {"model_type": _TEXT_TYPES.get(whole, "unknown"), **part}
     if config.get("tie_word_embeddings") is not None:  # stands above what its part says
         part["tie_word_embeddings"] = config["tie_word_embeddings"]
@@ -168,8 +180,8 @@ def _shape_of(config: Mapping[str, Any]) -> ModelShape:
 
 
 def _family(config: Mapping[str, Any]) -> str:
-    model_type = str(config.get("model_type"))
-    return _SAME_SHAPE.get(model_type, model_type)
+    family = model_type(config) or "None"
+    return _SAME_SHAPE.get(family, family)
 
 
 def _facts(config: Mapping[str, Any]) -> Facts:
@@ -179,7 +191,7 @@ def _facts(config: Mapping[str, Any]) -> Facts:
 
 def _refuse_encoders(config: Mapping[str, Any], part: Mapping[str, Any]) -> None:
     """Raise ModelLoadError for a model that is no decoder alone."""
-    architecture = str((config.get("architectures") or ["unknown"])[0])
+    architecture = class_name(config) or "unknown"
     if part.get("is_encoder_decoder") or architecture.endswith("ForMaskedLM"):
         raise ModelLoadError(
             f"{architecture} ({config.get('model_type')}) is no decoder-only language model.",

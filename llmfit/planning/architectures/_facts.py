@@ -5,9 +5,27 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from llmfit import foreign_facts
 from llmfit.errors import ModelLoadError
+from llmfit.foreign_facts import (
+    LARGEST_NUMBER,
+    MOST_EXPERTS,
+    MOST_LAYERS,
+    MOST_TOKENS,
+    finite_number,
+    whole_number,
+)
 
-_HINT = "a decoder-only language model in Hugging Face layout"
+_MOST = {
+    "num_hidden_layers": MOST_LAYERS,
+    "num_experts": MOST_EXPERTS,
+    "num_local_experts": MOST_EXPERTS,
+    "n_routed_experts": MOST_EXPERTS,
+    "moe_num_experts": MOST_EXPERTS,
+    "vocab_size": MOST_TOKENS,
+    "vocab_size_per_layer_input": MOST_TOKENS,
+}
+"""Of what objects are made, less than of other numbers."""
 
 
 class MissingFact(Exception):
@@ -43,13 +61,7 @@ class Facts:
     def maybe(self, key: str) -> int | None:
         """A whole number above 0, or None where there is none. Raises ModelLoadError otherwise."""
         value = self.get(key)
-        if value is None:
-            return None
-        if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
-            raise ModelLoadError(
-                f"config.json has {key} = {value!r}, a whole number above 0 is needed.", hint=_HINT
-            )
-        return value
+        return None if value is None else whole_number(key, value, most=self._most(key))
 
     def number(self, key: str, default: int | None = None) -> int:
         """A whole number above 0. Raises MissingFact, or ModelLoadError for another value."""
@@ -63,23 +75,32 @@ class Facts:
         """A whole number from 0, e.g. of shared experts. Raises ModelLoadError otherwise."""
         value = self.get(key)
         value = default if value is None else value
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-            raise ModelLoadError(
-                f"config.json has {key} = {value!r}, a whole number from 0 is needed.", hint=_HINT
-            )
-        return value
+        return whole_number(key, value, least=0, most=self._most(key))
+
+    def factor(self, key: str, default: float) -> float:
+        """A number above 0, whole or not. Raises ModelLoadError otherwise."""
+        value = self.get(key)
+        return default if value is None else finite_number(key, value)
 
     def flag(self, key: str) -> bool:
         """A switch; off where nothing is told."""
         return bool(self.get(key))
 
     def items(self, key: str) -> list[Any] | None:
-        """A list, or None. Raises ModelLoadError for anything else."""
+        """A list of at most ``MOST_LAYERS``, or None. Raises ModelLoadError for anything else."""
         value = self.get(key)
-        if value is None:
-            return None
-        if not isinstance(value, list | tuple):
+        return None if value is None else foreign_facts.items(key, value)
+
+    def per_layer(self, key: str) -> list[Any] | None:
+        """A list with one item a layer, or None. Raises ModelLoadError for anything else."""
+        found, layers = self.items(key), self.number("num_hidden_layers")
+        if found is not None and len(found) != layers:
             raise ModelLoadError(
-                f"config.json has {key} = {value!r}, a list is needed.", hint=_HINT
+                f"config.json has {len(found)} {key} for {layers} layers.",
+                hint=f"a config.json whose {key} has one item a layer",
             )
-        return list(value)
+        return found
+
+    @staticmethod
+    def _most(key: str) -> int:
+        return _MOST.get(key, LARGEST_NUMBER)

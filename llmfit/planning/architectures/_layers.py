@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from llmfit.errors import ModelLoadError
+from llmfit.foreign_facts import MOST_LAYERS, items, whole_number
 from llmfit.planning.architectures._facts import Facts
 
 Windows = Callable[[Facts], list[int | None]]
@@ -85,7 +87,7 @@ def without_rope(facts: Facts) -> list[int | None]:
     """SmolLM 3: a window in layers without rotary positions, where ``use_sliding_window``."""
     layers = range(facts.number("num_hidden_layers"))
     period = facts.number("no_rope_layer_interval")
-    told = facts.items("no_rope_layers")
+    told = facts.per_layer("no_rope_layers")
     rotary = told if told is not None else [(index + 1) % period != 0 for index in layers]
     windowed = facts.flag("use_sliding_window")
     types = ["sliding_attention" if windowed and not each else "full_attention" for each in rotary]
@@ -104,13 +106,19 @@ def exaone(facts: Facts) -> list[int | None]:
 def gpt_neo(facts: Facts) -> list[int | None]:
     """GPT-Neo: ``attention_types`` is a list of (types, how often); local ones see a window."""
     window = facts.maybe("window_size")
-    types = [
-        kind
-        for kinds, times in facts.items("attention_types") or []
-        for _ in range(times)
-        for kind in kinds
-    ]
+    told = facts.items("attention_types") or []
+    types = [kind for entry in told for kind in _repeated(entry)]
     return [window if kind == "local" else None for kind in types]
+
+
+def _repeated(entry: object) -> Iterator[Any]:
+    """The types that one item of ``attention_types`` stands for. Raises ModelLoadError."""
+    pair = items("attention_types", entry)
+    if len(pair) != 2:
+        raise ModelLoadError("config.json has attention_types that are not (types, how often).")
+    kinds = items("attention_types", pair[0])
+    times = whole_number("attention_types", pair[1], most=MOST_LAYERS // max(1, len(kinds)))
+    return (kind for _ in range(times) for kind in kinds)
 
 
 def everywhere_if_used(facts: Facts) -> list[int | None]:
@@ -140,7 +148,7 @@ def llama4_chunks(facts: Facts) -> list[int | None]:
     """Llama 4: layers with rotary positions see the chunk of ``attention_chunk_size`` tokens."""
     layers = range(facts.number("num_hidden_layers"))
     period = facts.number("no_rope_layer_interval")
-    rotary = facts.items("no_rope_layers") or [(index + 1) % period != 0 for index in layers]
+    rotary = facts.per_layer("no_rope_layers") or [(index + 1) % period != 0 for index in layers]
     types = ["chunked_attention" if each else "full_attention" for each in rotary]
     chunk = facts.maybe("attention_chunk_size")
     told = layer_types(facts, types)

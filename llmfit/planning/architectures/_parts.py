@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from llmfit.planning.architectures._facts import Facts
+from llmfit.errors import ModelLoadError
+from llmfit.foreign_facts import HINT
+from llmfit.planning.architectures._facts import Facts, MissingFact
 from llmfit.shape import Attention, LayerShape, Matrix, ModelShape, State
 
 
@@ -239,6 +241,15 @@ def layer(mixer: Part | None, mlp: Part | None, *, norms: int) -> LayerShape:
     )
 
 
+def _require_values(matrix: Matrix) -> None:
+    if min(matrix.rows, matrix.columns) < 1 or not 0 <= matrix.active <= matrix.count:
+        raise ModelLoadError(
+            f"config.json makes {matrix.active} of {matrix.count} matrices {matrix.name} of "
+            f"{matrix.rows} × {matrix.columns}.",
+            hint=HINT,
+        )
+
+
 def model(
     facts: Facts,
     layers: Sequence[LayerShape],
@@ -248,8 +259,15 @@ def model(
     extra: tuple[Matrix, ...] = (),
     notes: tuple[str, ...] = (),
 ) -> ModelShape:
-    """The whole of ``layers``, equal ones told once; not all code ties what a config ties."""
+    """The whole of ``layers``, equal ones told once; not all code ties what a config ties.
+
+    Raises ModelLoadError for a matrix without rows or columns, MissingFact without layers.
+    """
     kinds = tuple(dict.fromkeys(layers))
+    if not kinds:
+        raise MissingFact("num_hidden_layers")
+    for matrix in (*extra, *(matrix for kind in kinds for matrix in kind.matrices)):
+        _require_values(matrix)
     index = {kind: position for position, kind in enumerate(kinds)}
     return ModelShape(
         hidden_size=facts.number("hidden_size"),

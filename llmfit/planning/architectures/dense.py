@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from llmfit.errors import ModelLoadError
 from llmfit.planning.architectures import _layers as windows
 from llmfit.planning.architectures import _parts as parts
 from llmfit.planning.architectures._facts import Facts
@@ -85,6 +86,8 @@ def build(facts: Facts, traits: Traits, mlps: Sequence[parts.Part] | None = None
     hidden, norm = facts.number("hidden_size"), 2 if traits.layer_norms else 1
     windows_ = traits.windows(facts)
     mlps = [dense_mlp(facts, traits)] * len(windows_) if mlps is None else mlps
+    if len(mlps) != len(windows_):
+        raise ModelLoadError(f"config.json tells {len(mlps)} MLPs for {len(windows_)} layers.")
     norms = traits.norms if isinstance(traits.norms, int) else traits.norms(facts)
     layers = [
         parts.layer(attention(facts, traits, window), mlp, norms=norms * norm * hidden)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from llmfit.foreign_facts import whole_number
 from llmfit.planning.architectures import _layers as windows
 from llmfit.planning.architectures import _parts as parts
 from llmfit.planning.architectures._facts import Facts
@@ -172,9 +173,9 @@ def ernie4_5_moe(facts: Facts) -> ModelShape:
     mlp = parts.with_shared(mlp, beside, shared_first=True)
     corrected = parts.joined(mlp, parts.vectors(facts.number("moe_num_experts")), values=mlp.values)
     dense, step = dense_mlp(facts, traits), facts.number("moe_layer_interval")
-    first, last = facts.count("moe_layer_start_index"), facts.get("moe_layer_end_index")
-    layers = facts.number("num_hidden_layers")
-    last = layers - 1 if last in (None, -1) else last
+    first, layers = facts.count("moe_layer_start_index"), facts.number("num_hidden_layers")
+    to_the_end = facts.get("moe_layer_end_index") in (None, -1)
+    last = layers - 1 if to_the_end else facts.count("moe_layer_end_index")
     mlps = [
         corrected if (index + 1) % step == 0 and first <= index <= last else dense
         for index in range(layers)
@@ -184,16 +185,19 @@ def ernie4_5_moe(facts: Facts) -> ModelShape:
 
 def hunyuan_moe(facts: Facts) -> ModelShape:
     """HunYuan: experts beside a shared MLP of the same width; as many active as each layer says."""
-    layers, told = facts.number("num_hidden_layers"), facts.get("moe_topk")
-    active = told if isinstance(told, list) else [facts.number("moe_topk")] * layers
+    layers, count = facts.number("num_hidden_layers"), facts.number("num_experts")
+    if isinstance(facts.get("moe_topk"), list):
+        active = [whole_number("moe_topk", each) for each in facts.items("moe_topk") or ()]
+    else:
+        active = [facts.number("moe_topk")] * layers
     beside = dense_mlp(facts, Traits())
     mlps = [
         parts.with_shared(
             parts.experts(
                 hidden=facts.number("hidden_size"),
                 width=facts.number("intermediate_size"),
-                count=facts.number("num_experts"),
-                active=each,
+                count=count,
+                active=min(count, each),
                 linear_router=True,
                 weights_in_32_bits=True,
             ),

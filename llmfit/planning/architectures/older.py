@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from llmfit.foreign_facts import head_size
 from llmfit.planning.architectures import _parts as parts
 from llmfit.planning.architectures._facts import Facts
 from llmfit.planning.architectures.dense import Traits, build, positions
@@ -54,7 +55,7 @@ def _layer(
         hidden=hidden,
         heads=heads,
         kv_heads=heads,
-        head_dim=hidden // heads,
+        head_dim=head_size(hidden, heads),
         qkv_bias=bias,
         out_bias=bias,
         fused=fused,
@@ -102,7 +103,7 @@ def falcon(facts: Facts) -> ModelShape:
         hidden=hidden,
         heads=heads,
         kv_heads=kv_heads,
-        head_dim=hidden // heads,
+        head_dim=head_size(hidden, heads),
         qkv_bias=bias,
         out_bias=bias,
         fused=True,

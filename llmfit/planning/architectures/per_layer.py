@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from llmfit.errors import ModelLoadError
+from llmfit.foreign_facts import whole_number
 from llmfit.planning.architectures import _layers as windows
 from llmfit.planning.architectures import _parts as parts
 from llmfit.planning.architectures._facts import Facts
@@ -62,15 +62,13 @@ def _without_keys(facts: Facts, part: parts.Part) -> parts.Part:
 def _mlp3n(facts: Facts, index: int) -> parts.Part:
     """The MLP with what stands around it: streams, the low-rank path, the layer's embeddings."""
     hidden, inputs = facts.number("hidden_size"), facts.number("altup_num_inputs")
-    width, rank = facts.get("intermediate_size"), facts.number("laurel_rank")
-    if isinstance(width, list):
-        if len(width) != facts.number("num_hidden_layers"):
-            raise ModelLoadError(
-                f"config.json has {len(width)} intermediate_size for "
-                f"{facts.number('num_hidden_layers')} layers."
-            )
-        width = width[index]
-    mlp = parts.gated_mlp(hidden, width or facts.number("intermediate_size"))
+    rank = facts.number("laurel_rank")
+    if isinstance(facts.get("intermediate_size"), list):
+        widths = facts.per_layer("intermediate_size") or []
+        width = whole_number("intermediate_size", widths[index])
+    else:
+        width = facts.number("intermediate_size")
+    mlp = parts.gated_mlp(hidden, width)
     return parts.joined(
         mlp,
         parts.linear("altup_correct_coef", inputs, inputs),

@@ -8,6 +8,8 @@ PyTorch, whose scan holds float32 tensors of the size of the state for every tok
 from __future__ import annotations
 
 from llmfit.errors import ModelLoadError
+from llmfit.foreign_facts import word
+from llmfit.foreign_json import shortened
 from llmfit.planning.architectures import _layers as windows
 from llmfit.planning.architectures import _parts as parts
 from llmfit.planning.architectures._facts import Facts, MissingFact
@@ -264,7 +266,7 @@ def granite_hybrid(facts: Facts) -> ModelShape:
 def nemotron_h(facts: Facts) -> ModelShape:
     """Nemotron-H: each layer is one of Mamba-2, attention, MLP or experts, behind one norm."""
     hidden = facts.number("hidden_size")
-    types = facts.items("layers_block_type") or list(facts.get("hybrid_override_pattern") or ())
+    types = [str(each) for each in facts.items("layers_block_type") or _pattern(facts)]
     if not types:
         raise MissingFact("layers_block_type")
 
@@ -278,10 +280,17 @@ def nemotron_h(facts: Facts) -> ModelShape:
         if kind in _MLP:
             traits = Traits(mlp="plain", mlp_bias="mlp_bias")
             return parts.layer(None, dense_mlp(facts, traits), norms=hidden)
-        raise ModelLoadError(f"config.json has {kind!r} among layers_block_type.")
+        raise ModelLoadError(f"config.json has {shortened(kind)} among layers_block_type.")
 
     built = {kind: layer(kind) for kind in dict.fromkeys(types)}
     return parts.model(facts, [built[kind] for kind in types], vectors=hidden, can_tie=False)
+
+
+def _pattern(facts: Facts) -> list[str]:
+    """The layers as a word, a letter each: ``M-M*``; [] where it is not told."""
+    key = "hybrid_override_pattern"
+    told = facts.get(key)
+    return [] if told is None else list(word(key, told))
 
 
 def _nemotron_mamba(facts: Facts) -> parts.Part:
@@ -353,8 +362,8 @@ def lfm2(facts: Facts) -> ModelShape:
     width = facts.maybe("block_ff_dim") or facts.number("intermediate_size")
     if facts.flag("block_auto_adjust_ff_dim"):
         width, step = 2 * width // 3, facts.number("block_multiple_of")
-        factor = facts.get("block_ffn_dim_multiplier")
-        width = -(-int((1.0 if factor is None else factor) * width) // step) * step
+        factor = facts.factor("block_ffn_dim_multiplier", 1.0)
+        width = -(-int(factor * width) // step) * step
     mlp = parts.gated_mlp(hidden, width)
     layers = [parts.layer(mixer, mlp, norms=2 * hidden) for mixer in _lfm2_mixers(facts)]
     return parts.model(facts, layers, vectors=hidden)
@@ -434,7 +443,7 @@ def qwen3_5_moe(facts: Facts) -> ModelShape:
 def minimax(facts: Facts) -> ModelShape:
     """MiniMax 01: lightning attention, which keeps a matrix a head, and attention, with experts."""
     hidden, heads = facts.number("hidden_size"), facts.number("num_attention_heads")
-    head_dim = facts.number("head_dim", hidden // heads)
+    head_dim = facts.number("head_dim", hidden // heads or None)
     width = heads * head_dim
     lightning = parts.joined(
         parts.linear("attn_qkv", 3 * width, hidden),

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from llmfit.errors import ModelLoadError
+from llmfit.foreign_facts import finite_number, mapping
+from llmfit.foreign_json import shortened
 from llmfit.planning.architectures import _parts as parts
 from llmfit.planning.architectures._facts import Facts
 from llmfit.shape import LayerShape, ModelShape
@@ -21,10 +23,12 @@ def nemotron_nas(facts: Facts) -> ModelShape:
 def _layer(facts: Facts, block: Any) -> LayerShape:
     if not isinstance(block, Mapping) or not {"attention", "ffn"} <= block.keys():
         raise ModelLoadError(
-            f"config.json has a block of block_configs without attention and ffn: {block!r}."
+            f"config.json has a block of block_configs without attention and ffn: "
+            f"{shortened(block)}."
         )
     hidden = facts.number("hidden_size")
-    halves = (_attention(facts, Facts(block["attention"])), _mlp(facts, Facts(block["ffn"])))
+    attention, ffn = (Facts(mapping(key, block[key])) for key in ("attention", "ffn"))
+    halves = (_attention(facts, attention), _mlp(facts, ffn))
     return parts.layer(*halves, norms=hidden * sum(half is not None for half in halves))
 
 
@@ -52,9 +56,7 @@ def _mlp(facts: Facts, block: Facts) -> parts.Part | None:
         return None
     if block.flag("replace_with_linear"):
         return parts.linear("ffn_up", hidden, hidden, bias=bias)
-    factor = block.get("ffn_mult")
-    if not isinstance(factor, int | float) or factor <= 0:
-        raise ModelLoadError(f"config.json has ffn_mult = {factor!r}, a number above 0 is needed.")
+    factor = finite_number("ffn_mult", block.get("ffn_mult"))
     # Two thirds of the width that a plain MLP would have, up to a multiple of 256.
     # Source: NVIDIA, modeling_decilm.py, _ffn_mult_to_intermediate_size.
     width = -(-int(2 * factor * hidden / 3) // 256) * 256
