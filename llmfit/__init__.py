@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from llmfit.errors import LlmfitError
     from llmfit.job import ComparisonInterrupted, Observer
     from llmfit.keeping import Keeping
+    from llmfit.network import offline
     from llmfit.nightly.config import read_config
     from llmfit.nightly.session import run_night
     from llmfit.nightly.stored import report_of_night, report_of_store
@@ -73,6 +74,7 @@ _HOMES = {
     "Workload": "llmfit.records",
     "compare": "llmfit.comparison",
     "find_path": "llmfit.path",
+    "offline": "llmfit.network",
     "plan": "llmfit.planner",
     "read_config": "llmfit.nightly.config",
     "recommend": "llmfit.planning.verdict.recommend",
@@ -114,6 +116,7 @@ __all__ = [
     "__version__",
     "compare",
     "find_path",
+    "offline",
     "plan",
     "read_config",
     "recommend",

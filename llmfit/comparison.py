@@ -24,6 +24,7 @@ from llmfit.job import Judge, Observer, run_plans
 from llmfit.keeping import Keeping
 from llmfit.measure import settle_workload
 from llmfit.models import resolve, why_no_weights
+from llmfit.network import is_offline
 from llmfit.planner import Machine, check_backends, find_machine, predict_row
 from llmfit.planning.comparing.differences import REFERENCE
 from llmfit.planning.memory.prediction import predict_memory
@@ -47,6 +48,7 @@ from llmfit.records import (
 from llmfit.runner.forkserver import ForkServers
 from llmfit.runner.isolate import fork_server, probe_environment
 from llmfit.runner.worker import blank_record
+from llmfit.store.place import check_reachable
 from llmfit.units import GB
 
 DEFAULT_TIME_LIMIT_S = 3600.0
@@ -107,6 +109,7 @@ def compare(
     StoreError before anything runs, and ComparisonInterrupted.
     """
     started = time.monotonic()
+    check_reachable(keeping.store)
     _check_device(device)
     if backends is not None:
         check_backends(backends)
@@ -137,7 +140,7 @@ def compare(
         seed=seed,
         cache_dir=_absolute(cache_dir),
         notes=notes,
-        offline=absent is None and _must_do_without_hub(spec, evaluation),
+        offline=is_offline() or (absent is None and _must_do_without_hub(spec, evaluation)),
         kv_cache_dtype=kv_cache_dtype,
         llama_cpp_dir=_absolute(llama_cpp_dir),
         profile=profile,

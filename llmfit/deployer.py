@@ -23,12 +23,13 @@ from llmfit.decode.base import GREEDY, Decoder, Sampling
 from llmfit.device.cpu import set_threads
 from llmfit.device.execution import Marks, pick_device
 from llmfit.device.limits import cap_gpu_memory
-from llmfit.device.memory import freed_tensors_returned
-from llmfit.errors import LlmfitError, TaskUnavailable, UsageError
+from llmfit.device.memory import free_bytes, freed_tensors_returned
+from llmfit.errors import DoesNotFit, LlmfitError, TaskUnavailable, UsageError
 from llmfit.foreign_code import modules_run
 from llmfit.measure import fit_workload, measure
 from llmfit.models import local_folder, resolve
 from llmfit.planning.comparing.differences import REFERENCE
+from llmfit.planning.memory.prediction import weights_bytes
 from llmfit.quantize.pickles import with_safetensors
 from llmfit.records import (
     Evaluation,
@@ -39,6 +40,7 @@ from llmfit.records import (
     Weights,
     Workload,
 )
+from llmfit.units import format_bytes
 
 if TYPE_CHECKING:
     from llmfit.evaluate.divergence import Reference
@@ -123,7 +125,7 @@ class Deployer:
         )
         self._loaded: LoadedModel | None = None
         self.load_s: float | None = None
-        """Seconds that ``load`` took, quantisation apart; None before it."""
+        """Seconds that ``load`` took, making and checking an artifact apart; None before it."""
 
     @classmethod
     def from_plan(cls, plan: Plan) -> Deployer:
@@ -139,11 +141,14 @@ class Deployer:
         """Load the model, quantising or converting it first where that is needed; returns self.
 
         With glibc, blocks above 32 MiB are mapped apart from then on, as they would come to be.
-        Raises BackendUnavailable, ModelNotFound, ModelLoadError or QuantizationError.
+        Raises BackendUnavailable, ModelNotFound, ModelLoadError or QuantizationError, and
+        DoesNotFit for synthetic weights that are more than what is free.
         """
         if self._loaded is not None:
             return self
         self._backend.require(self.plan)
+        if self.plan.weights == "synthetic":
+            _require_room(self.plan)
         notes = self._get_files()
         if "torch" in {package.module for package in self._backend.packages}:
             set_threads(self.plan.threads)
@@ -152,7 +157,8 @@ class Deployer:
         started = time.perf_counter()
         with freed_tensors_returned():
             loaded = self._loaded = self._backend.load(self.plan, progress)
-        self.load_s = time.perf_counter() - started - (self.info.quantize_s or 0.0)
+        before_s = (self.info.quantize_s or 0.0) + self.info.check_s
+        self.load_s = time.perf_counter() - started - before_s
         ran = modules_run(Path(self.plan.model.path)) if self.plan.trust_remote_code else ()
         if ran:
             notes += (f"ran the model's own Python code (--trust-remote-code): {', '.join(ran)}",)
@@ -289,3 +295,18 @@ class Deployer:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _require_room(plan: Plan) -> None:
+    """Raise DoesNotFit where random weights alone need more memory than is free.
+
+    A config can ask for any size; real weights are at least as large on disk.
+    """
+    need = weights_bytes(plan.model, plan.backend, plan.device)
+    free = free_bytes(plan.device)
+    if need is not None and need > free:
+        raise DoesNotFit(
+            f"the weights of {plan.model.name} take {format_bytes(need)}, {format_bytes(free)} of "
+            "memory are free.",
+            hint=f"llmfit plan {plan.model.name}, which makes none",
+        )

@@ -8,7 +8,8 @@
     │   └── QuantizationError  the quantised artifact could not be made
     ├── DoesNotFit           the memory budget is smaller than the need
     ├── EvaluationError      a text or task could not be scored
-    │   └── TaskUnavailable  lm-eval or a task's data is not here; speed and memory still count
+    │   ├── TaskUnavailable  lm-eval or a task's data is not here; speed and memory still count
+    │   └── NotFinite        the model's logits are NaN or infinite: nothing it says counts
     ├── StudyError           a study could not be run to its end
     └── StoreError           a record, cache entry or output file could not be written or read
 
@@ -68,6 +69,10 @@ class EvaluationError(LlmfitError):
 
 class TaskUnavailable(EvaluationError):
     """lm-eval is not installed, or a task's data is neither here nor on a reachable hub."""
+
+
+class NotFinite(EvaluationError):
+    """The model's logits are no finite numbers, so it has no quality and cannot be picked."""
 
 
 class StudyError(LlmfitError):

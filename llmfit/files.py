@@ -1,10 +1,22 @@
-"""Writing files so that a crash leaves the old one or the new one, never half of either."""
+"""Files that are whole: written at once or not at all, and known again by their content."""
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+
+_HASH_BYTES = 20
+_PIECE_BYTES = 2**26
+_BUFFER_BYTES = 2**18
+_HASHING_THREADS = 4
+_HALF = re.compile(r"\..+-[0-9a-f]{32}")
+"""Name of a file that is being written."""
 
 
 def write_atomically(file: Path, text: str) -> None:
@@ -12,12 +24,100 @@ def write_atomically(file: Path, text: str) -> None:
 
     The file gets the user's own permissions. Raises OSError.
     """
+    with replaced_atomically(file) as temporary, temporary.open("x", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+@contextmanager
+def replaced_atomically(file: Path) -> Iterator[Path]:
+    """A path beside ``file`` that is free and nobody knows; what is written there takes its place.
+
+    Nothing is left of it where writing fails. Raises OSError.
+    """
     temporary = file.with_name(f".{file.name}-{uuid.uuid4().hex}")
     try:
-        with temporary.open("x", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
+        yield temporary
         temporary.replace(file)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def file_hash(file: Path) -> str:
+    """BLAKE2b-160 of a file's content, hexadecimal. Raises OSError."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(
+            stream, lambda: hashlib.blake2b(digest_size=_HASH_BYTES)
+        ).hexdigest()
+
+
+def pieces_hash(file: Path) -> str:
+    """BLAKE2b-160 over the BLAKE2b-160 of each 64 MiB of a file, hexadecimal. Raises OSError.
+
+    Several threads share the pieces, so a large file takes as long as reading it: one core of a
+    server hashes 0.7 GB/s.
+    """
+    starts = range(0, file.stat().st_size, _PIECE_BYTES)
+    with ThreadPoolExecutor(min(_HASHING_THREADS, max(1, len(starts)))) as pool:
+        digests = list(pool.map(lambda start: _piece_digest(file, start), starts))
+    total = _hasher()
+    for digest in digests:
+        total.update(digest)
+    return total.hexdigest()
+
+
+def _piece_digest(file: Path, start: int) -> bytes:
+    buffer = memoryview(bytearray(_BUFFER_BYTES))
+    piece = _hasher()
+    with file.open("rb", buffering=0) as stream:
+        stream.seek(start)
+        left = _PIECE_BYTES
+        while left > 0 and (count := stream.readinto(buffer[: min(left, len(buffer))])):
+            piece.update(buffer[:count])
+            left -= count
+    return piece.digest()
+
+
+def _hasher() -> hashlib.blake2b:
+    return hashlib.blake2b(digest_size=_HASH_BYTES)
+
+
+def remove_half_written(folder: Path) -> None:
+    """Remove what a killed writer left in a folder that nobody else writes to. Raises OSError."""
+    for file in folder.iterdir():
+        if _HALF.fullmatch(file.name) and file.is_file():
+            file.unlink(missing_ok=True)
+
+
+class FolderInUse(Exception):
+    """Another process has taken the folder."""
+
+
+class FolderLock:
+    """A folder taken for this process, until it is given back or the process ends."""
+
+    def __init__(self, folder: Path) -> None:
+        """Raises FolderInUse, and OSError where the folder cannot be opened.
+
+        Where the system or the file system has no such locks, nobody is kept out.
+        """
+        self._descriptor: int | None = None
+        try:
+            import fcntl
+        except ImportError:  # Windows
+            return
+        self._descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as exc:
+            self.release()
+            raise FolderInUse(f"{folder} is in use by another process.") from exc
+        except OSError:
+            self.release()
+
+    def release(self) -> None:
+        """Give it back."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None

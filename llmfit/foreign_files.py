@@ -213,25 +213,25 @@ class _Gguf:
 
         found: list[tuple[str, int, int]] = []
         for _ in range(count):
-            name = self._text().decode(errors="replace")
+            name = shortened(self._text().decode(errors="replace"))
             dimensions = self._number("<I")
             if not 1 <= dimensions <= _MOST_DIMENSIONS:
-                raise self._damaged(f"its tensor {name!r} claims {dimensions} dimensions")
+                raise self._damaged(f"its tensor {name} claims {dimensions} dimensions")
             shape = [self._number("<Q") for _ in range(dimensions)]
             kind, offset = self._number("<I"), self._number("<Q")
             try:
                 block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
             except (KeyError, ValueError) as exc:
-                raise self._damaged(f"its tensor {name!r} is of the unknown type {kind}") from exc
+                raise self._damaged(f"its tensor {name} is of the unknown type {kind}") from exc
             values = math.prod(shape)
             if not 0 < values < 2**63 or shape[0] % block or offset % alignment:
-                raise self._damaged(f"its tensor {name!r} claims the shape {shape} at {offset}")
+                raise self._damaged(f"its tensor {name} claims the shape {shape} at {offset}")
             found.append((name, offset, values // block * block_bytes))
         begin = -(-self._stream.tell() // alignment) * alignment
         for name, offset, size in found:
             if begin + offset + size > self._size:
                 raise self._damaged(
-                    f"its tensor {name!r} claims {size} bytes at {offset}, beyond the file's end"
+                    f"its tensor {name} claims {size} bytes at {offset}, beyond the file's end"
                 )
 
     def _skip_value(self, kind: int, depth: int = 0) -> None:

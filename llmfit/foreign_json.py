@@ -35,9 +35,6 @@ _HALF_CHARACTER = re.compile(rb"\\u[dD][89a-fA-F]")
 
 JsonObject = dict[str, Any]
 
-_SHORT = reprlib.Repr()
-_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 60
-
 
 def read_json(file: Path, *, largest: int = LARGEST_CONFIG_BYTES) -> JsonObject:
     """The JSON object in a regular file of at most ``largest`` bytes.
@@ -115,6 +112,8 @@ def _too_deep(source: str) -> ModelLoadError:
     return ModelLoadError(f"{source} is nested more than {DEEPEST} deep.")
 
 
-def shortened(value: object) -> str:
-    """``value`` as an error shows it, however long it is."""
-    return _SHORT.repr(value)
+def shortened(value: object, length: int = 60) -> str:
+    """``value`` as an error shows it: a text or number in some ``length``, of a list the first."""
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = short.maxlong = length
+    return short.repr(value)

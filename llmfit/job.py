@@ -9,10 +9,9 @@ nothing fits, a row with offloaded weights is added.
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Sequence
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -47,7 +46,8 @@ from llmfit.runner.isolate import run_isolated
 from llmfit.runner.worker import blank_record
 from llmfit.units import format_bytes
 
-_OFFLOAD_FOLDER = "offloaded-weights"
+NOT_FINISHED = "interrupted"
+"""Reason of a row that an interrupt kept from its end."""
 OUT_OF_TIME = "the time limit of the whole was reached"
 """Reason of a row that was not begun any more."""
 _LOGITS_GONE = "the reference's logits of the interrupted run are not there any more"
@@ -161,16 +161,17 @@ class _Job:
                     rows[plan.backend] = self._row(plan, index)
             if self.last_resort and nothing_fits(list(rows.values())):
                 rows[OFFLOAD] = self._offload_row()
+            judged = self._judged(rows)
+            remove_reference(self._reference_file)  # large, and of no use beyond this run
+            return self.keeper.conclude(judged)
         except KeyboardInterrupt as exc:
             for plan in self.plans:
                 if plan.backend not in rows:
-                    rows[plan.backend] = self._not_run(plan, "skipped", "interrupted")
+                    rows[plan.backend] = self._not_run(plan, "skipped", NOT_FINISHED)
             raise ComparisonInterrupted(self.keeper.interrupt(self._judged(rows))) from exc
         except LlmfitError:
             remove_reference(self._reference_file)
             raise
-        remove_reference(self._reference_file)  # large, and of no use beyond this run
-        return self.keeper.conclude(self._judged(rows))
 
     @property
     def _reference_file(self) -> Path:
@@ -209,22 +210,23 @@ class _Job:
 
     def _run(self, plan: Plan, progress: Progress, log_path: Path) -> RunRecord:
         """The row's own process; what it may leave behind goes, and too large gets its remedy."""
-        scratch = self.keeper.folder / _OFFLOAD_FOLDER
-        if plan.backend == OFFLOAD:
-            scratch.mkdir(mode=0o700, exist_ok=True)
-            plan = replace(plan, offload_dir=str(scratch))
+        cache = ArtifactCache(Path(plan.cache_dir) if plan.cache_dir else None)
         try:
-            record = run_isolated(
-                plan,
-                time_limit_s=self._row_limit_s(),
-                progress=progress,
-                log_path=log_path,
-                server=self.server,
-            )
+            with ExitStack() as stack:
+                if plan.backend == OFFLOAD:
+                    with suppress(StoreError):  # then the row finds a place for them itself
+                        scratch = stack.enter_context(cache.scratch(OFFLOAD, 0))
+                        plan = replace(plan, offload_dir=str(scratch))
+                record = run_isolated(
+                    plan,
+                    time_limit_s=self._row_limit_s(),
+                    progress=progress,
+                    log_path=log_path,
+                    server=self.server,
+                )
         finally:
-            shutil.rmtree(scratch, ignore_errors=True)
             with suppress(StoreError):  # then nothing can have been left there either
-                ArtifactCache(Path(plan.cache_dir) if plan.cache_dir else None).sweep()
+                cache.sweep()
         if record.status != "does_not_fit":
             return record
         return replace(record, reason=_with_remedy(str(record.reason), plan))

@@ -9,6 +9,7 @@ them: they are in the folder, and what is missing is added at the end, or by ``l
 
 from __future__ import annotations
 
+import os
 import re
 import secrets
 import time
@@ -20,9 +21,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmfit.errors import StoreError, UsageError
-from llmfit.files import write_atomically
+from llmfit.files import FolderInUse, FolderLock, remove_half_written, write_atomically
 from llmfit.history import default_runs_dir
 from llmfit.records import Comparison, Environment, ModelSpec, Plan, RunRecord, to_json
+from llmfit.redaction import known_secrets
 from llmfit.store.heads import RunHead
 from llmfit.store.place import machine_name, utc_now
 
@@ -35,6 +37,8 @@ COMPARISON_FILE = "comparison.json"
 """A run's whole record, in its folder."""
 REFERENCE_FILE = "reference-logits.bin"
 """The reference row's logits: large, and there while its comparison is not at its end."""
+_ROOM_BYTES = 2**20
+"""That have to be free for records before anything runs; a row's is some 100 kB."""
 _RESUMABLE_S = 7 * 24 * 3600
 """How long the logits of an interrupted run are kept for going on with it."""
 
@@ -68,6 +72,8 @@ class Keeper:
     done: Mapping[str, RunRecord] = field(default_factory=dict)
     """Rows of an interrupted run, by backend."""
     store: Store
+    lock: FolderLock
+    """Keeps others from going on with the run while it is under way."""
     refused: StoreError | None = None
     """What the store said last of a row that it did not take."""
 
@@ -77,18 +83,16 @@ class Keeper:
         return self.folder.name
 
     def add(self, position: int, record: RunRecord) -> None:
-        """Keep a finished row. Raises StoreError where its file cannot be written."""
-        self.write(f"{record.backend.replace(':', '-')}.json", record)
+        """Keep a finished row; where folder or store refuses it, the end tells."""
+        with suppress(StoreError):  # the end writes all rows, or says why it cannot
+            self._write(f"{record.backend.replace(':', '-')}.json", record)
         try:
             self.store.add(self.run_id, position, record)
         except StoreError as exc:
             self.refused = exc  # the row is in the folder, and the end adds what is missing
 
     def conclude(self, comparison: Comparison) -> Comparison:
-        """Keep how the run ended; what it returns says where it is stored, or why it is not.
-
-        Raises StoreError where the folder's file cannot be written.
-        """
+        """Keep how the run ended; what it returns says where it could not be kept, and why."""
         try:
             self.store.conclude(comparison)
             self.refused = None
@@ -97,33 +101,37 @@ class Keeper:
         return self._written(comparison)
 
     def interrupt(self, comparison: Comparison) -> Comparison:
-        """Keep what an interrupted run has; in the store it stays one to go on with.
-
-        Raises StoreError where the folder's file cannot be written.
-        """
+        """Keep what an interrupted run has; in the store it stays one to go on with."""
         return self._written(comparison)
 
     def _written(self, comparison: Comparison) -> Comparison:
+        told = comparison
         if self.refused is not None:
             again = f"llmfit import {self.folder}"
-            reason = f"{self.refused.message} The rows are kept: {again} adds them."
-            comparison = replace(comparison, store_error=reason)
-        self.write(COMPARISON_FILE, comparison)
-        return comparison
+            reason = f"{_sentence(self.refused)} The rows are kept: {again} adds them."
+            told = replace(comparison, store_error=reason)
+        try:
+            self._write(COMPARISON_FILE, told)
+        except StoreError as exc:
+            kept = f"The rows are in the store: llmfit show {self.run_id}."
+            if self.refused is not None:
+                kept = f"{_sentence(self.refused)} The rows are kept nowhere."
+            reason = f"{_sentence(exc)} {kept}"
+            told = replace(comparison, store_error=reason)
+        return told
 
-    def write(self, name: str, record: RunRecord | Comparison) -> None:
+    def _write(self, name: str, record: RunRecord | Comparison) -> None:
         """Write a record to the run's folder. Raises StoreError."""
         path = self.folder / name
         try:
             write_atomically(path, to_json(record))
         except OSError as exc:
-            raise StoreError(
-                f"cannot write {path}: {exc.strerror}.", hint="--runs-dir DIR on another disk"
-            ) from exc
+            raise _unwritable(path, exc) from exc
 
     def close(self) -> None:
-        """Close the store."""
+        """Close the store, and give back the folder."""
         self.store.close()
+        self.lock.release()
 
 
 def keep(
@@ -132,11 +140,12 @@ def keep(
     """Begin to keep a run of ``plans``, or go on with the one that ``keeping`` names.
 
     Raises StoreError where folder or store cannot be had, and UsageError for a run that is not
-    there, has ended, or is of something else than ``plans``.
+    there, is under way, has ended, or is of something else than ``plans``.
     """
     from llmfit.store.store import Store
 
     store = Store(keeping.store)
+    folder: Path | None = None
     try:
         if keeping.resume is not None:
             return _continued(store, plans, keeping, keeping.resume)
@@ -144,28 +153,30 @@ def keep(
         _sweep(_runs_dir(keeping.runs_dir))
         folder = _make_run_folder(first.model, keeping.runs_dir)
         record = folder.name if keeping.runs_dir is None else str(folder.absolute())
-        store.begin(
-            RunHead(
-                run_id=folder.name,
-                model=first.model,
-                workload=first.workload,
-                environment=machine,
-                backends=tuple(plan.backend for plan in plans),
-                started_at=utc_now(),
-                budget_bytes=first.budget_bytes,
-                ram_budget_bytes=first.ram_budget_bytes,
-                command=command,
-                record=record,
-                machine=keeping.machine,
-                session_id=keeping.session_id,
-                cell=keeping.cell,
-                tag=keeping.tag,
-            )
+        head = RunHead(
+            run_id=folder.name,
+            model=first.model,
+            workload=first.workload,
+            environment=machine,
+            backends=tuple(plan.backend for plan in plans),
+            started_at=utc_now(),
+            budget_bytes=first.budget_bytes,
+            ram_budget_bytes=first.ram_budget_bytes,
+            command=command,
+            record=record,
+            machine=keeping.machine,
+            session_id=keeping.session_id,
+            cell=keeping.cell,
+            tag=keeping.tag,
         )
+        store.begin(known_secrets().hide_in(head))
+        lock = _taken(folder)
     except BaseException:
         store.close()
+        if folder is not None:
+            folder.rmdir()  # nothing is in it yet
         raise
-    return Keeper(folder=folder, record=record, store=store)
+    return Keeper(folder=folder, record=record, store=store, lock=lock)
 
 
 def _continued(store: Store, plans: Sequence[Plan], keeping: Keeping, resume: str) -> Keeper:
@@ -187,19 +198,44 @@ def _continued(store: Store, plans: Sequence[Plan], keeping: Keeping, resume: st
             hint=head.command or "the arguments of that run",
         )
     folder = _runs_dir(keeping.runs_dir) / run_id
-    folder.mkdir(parents=True, exist_ok=True)
-    rows = store.comparison(run_id).rows
+    _make_folder(folder)
+    lock = _taken(folder)
+    try:
+        remove_half_written(folder)
+        rows = store.comparison(run_id).rows  # after the lock: nobody adds any more
+    except BaseException:
+        lock.release()
+        raise
     return Keeper(
         folder=folder,
         record=head.record or run_id,
         done={row.backend: row for row in rows},
         store=store,
+        lock=lock,
     )
 
 
+def _taken(folder: Path) -> FolderLock:
+    """The run's folder, for this process alone. Raises UsageError and StoreError."""
+    try:
+        return FolderLock(folder)
+    except FolderInUse as exc:
+        raise UsageError(
+            f"the run {folder.name} is under way in another process.",
+            hint="wait for it, or --resume RUN with another one of `llmfit history`",
+        ) from exc
+    except OSError as exc:
+        raise StoreError(
+            f"cannot use the records' folder {folder}: {exc.strerror}.", hint="--runs-dir DIR"
+        ) from exc
+
+
 def _sweep(runs: Path) -> None:
-    """Remove old logits of runs that were interrupted or killed, and that nobody went on with."""
-    for file in runs.glob(f"*/{REFERENCE_FILE}*"):
+    """Remove old logits of runs that were interrupted or killed, and that nobody went on with.
+
+    Half-written ones have a dot before the name.
+    """
+    for file in runs.glob(f"*/*{REFERENCE_FILE}*"):
         with suppress(OSError):  # another process sweeps too, or the folder is read-only
             if time.time() - file.stat().st_mtime > _RESUMABLE_S:
                 file.unlink()
@@ -214,10 +250,38 @@ def _make_run_folder(spec: ModelSpec, runs_dir: str | None) -> Path:
     slug = re.sub(r"[^\w.-]+", "-", spec.name).strip("-.") or "model"
     moment = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     folder = _runs_dir(runs_dir) / f"{moment}-{slug}-{secrets.token_hex(3)}"
-    try:
-        folder.mkdir(parents=True)
-    except OSError as exc:
-        raise StoreError(
-            f"cannot make the records' folder {folder}: {exc.strerror}.", hint="--runs-dir DIR"
-        ) from exc
+    _make_folder(folder)
     return folder
+
+
+def _make_folder(folder: Path) -> None:
+    """Make the folder where it is missing, with room for records. Raises StoreError."""
+    made = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _try_room(folder / ".room")
+    except OSError as exc:
+        if made and folder.exists():
+            folder.rmdir()
+        raise _unwritable(folder, exc) from exc
+
+
+def _try_room(file: Path) -> None:
+    """Write as much as records take, and remove it. Raises OSError."""
+    try:
+        with file.open("wb") as stream:
+            stream.write(secrets.token_bytes(_ROOM_BYTES))  # what no file system can compress
+            stream.flush()
+            os.fsync(stream.fileno())
+    finally:
+        file.unlink(missing_ok=True)
+
+
+def _sentence(error: StoreError) -> str:
+    return f"{error.message.rstrip('.')}."
+
+
+def _unwritable(path: Path, exc: OSError) -> StoreError:
+    return StoreError(
+        f"cannot write {path}: {exc.strerror}.", hint="--runs-dir DIR on another disk"
+    )

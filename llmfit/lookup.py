@@ -5,14 +5,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from llmfit.errors import StoreError, UsageError
 from llmfit.history import default_runs_dir
 from llmfit.keeping import COMPARISON_FILE, Keeping
-from llmfit.records import Comparison, RunRecord, from_json, read_record
+from llmfit.records import Comparison, RunRecord, from_json, keys_of, read_record
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,12 +84,9 @@ def _read_folder(folder: Path, name: str) -> Recorded:
 def _read_file(path: Path, name: str) -> Recorded:
     try:
         text = path.read_bytes()
-        value = json.loads(text)
     except OSError as exc:
         raise StoreError(f"cannot read {path}: {exc.strerror}.") from exc
-    except ValueError as exc:
-        raise StoreError(f"{path} is no record: it is not JSON ({exc}).") from exc
-    if isinstance(value, dict) and "rows" in value:
+    if "rows" in keys_of(text, source=str(path)):
         comparison = from_json(Comparison, text, source=str(path))
         return Recorded(name=name, rows=_rows(comparison), comparison=comparison)
     return Recorded(name=name, rows=(from_json(RunRecord, text, source=str(path)),))

@@ -134,13 +134,19 @@ def read_spec(folder: Path, *, name: str, source: Source) -> ModelSpec:
             f"{folder} has no config.json.",
             hint="the folder that holds config.json and *.safetensors of the model",
         )
+    place = str(folder.resolve())
+    if any("\ud800" <= char <= "\udfff" for char in place):  # Python's sign for other bytes
+        raise ModelNotFound(
+            f"the path {place!r} is not UTF-8, which records are written in.",
+            hint="another name for that folder",
+        )
     require_no_adapter(folder)
     with _naming(name):
         quantization = stored_quantization(folder)
     return spec_from_config(
         read_json(path),
         name=name,
-        path=str(folder.resolve()),
+        path=place,
         source=source,
         parameters=count_parameters(folder),
         quantization=quantization,

@@ -229,7 +229,7 @@ class Plan:
     trust_remote_code: bool = False
     """Python code that comes with the model is run where transformers has none for it."""
     offline: bool = False
-    """The hub was not reached: do not wait for it, what is downloaded already still serves."""
+    """The hub was not reached, or is not to be: what is downloaded already still serves."""
     kv_cache_dtype: KvCacheDtype | None = None
     """Type of the quantised KV cache; None keeps it in the row's 16-bit type."""
     offload_dir: str | None = None
@@ -682,8 +682,21 @@ def from_json(kind: type[T], text: str | bytes, *, source: str = "JSON") -> T:
     """
     try:
         return msgspec.json.decode(text, type=kind)
-    except msgspec.MsgspecError as exc:
+    except (msgspec.MsgspecError, RecursionError) as exc:
         raise StoreError(f"{source} is not a {kind.__name__}: {exc}.") from exc
+
+
+def keys_of(text: str | bytes, *, source: str) -> frozenset[str]:
+    """The keys of a JSON object, by which kinds of records are told apart; none of another value.
+
+    Raises StoreError naming ``source`` for what is no JSON.
+    """
+    try:
+        return frozenset(msgspec.json.decode(text, type=dict[str, msgspec.Raw]))
+    except msgspec.ValidationError:
+        return frozenset()
+    except (msgspec.MsgspecError, RecursionError) as exc:
+        raise StoreError(f"{source} is no record: it is not JSON ({exc}).") from exc
 
 
 def read_record(kind: type[T], path: Path) -> T:

@@ -17,11 +17,13 @@ from llmfit.inputs import changed
 from llmfit.job import Observer, run_plans
 from llmfit.keeping import Keeping
 from llmfit.lookup import find_record
+from llmfit.network import is_offline
 from llmfit.planning.comparing.agreement import Reproduction, agreement
 from llmfit.planning.comparing.comparable import difference_in
 from llmfit.planning.memory.prediction import predict_memory
 from llmfit.records import Comparison, Environment, Plan, RunRecord, read_record
 from llmfit.runner.isolate import fork_server, probe_environment
+from llmfit.store.place import check_reachable
 
 
 def reproduce(
@@ -44,6 +46,7 @@ def reproduce(
     where the model, another input, this machine or a version is not as recorded; ModelNotFound
     where the model is gone; StoreError for a file that is no record.
     """
+    check_reachable(keeping.store)
     recorded = find_record(record, keeping)
     rows = tuple(row for row in recorded.rows if row.status == "ok")
     if not rows:
@@ -98,7 +101,7 @@ def _plan(row: RunRecord, name: str) -> Plan:
             hint="llmfit compare, whose records do",
         )
     # The reference's logits were deleted at the end of the recorded run.
-    return replace(row.plan, reference_file=None)
+    return replace(row.plan, reference_file=None, offline=row.plan.offline or is_offline())
 
 
 def _check_trust(
@@ -155,7 +158,7 @@ def _reference_plan(plan: Plan, reference: str, folder: Path | None) -> Plan:
     if path is not None and path.is_file():
         beside = read_record(RunRecord, path).plan
         if beside is not None and beside.model.content_hash == plan.model.content_hash:
-            return replace(beside, reference_file=None)
+            return replace(beside, reference_file=None, offline=plan.offline)
     device = plan.device if plan.device in get_backend(reference).devices else "cpu"
     return replace(
         plan,

@@ -10,18 +10,23 @@ A process of its own keeps one study's memory, compiled code and failures from t
 
 from __future__ import annotations
 
+import os
+import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from llmfit.child import Message, converse, ending, job_and_send
 from llmfit.errors import LlmfitError, StoreError, StudyError, UsageError
 from llmfit.files import write_atomically
 from llmfit.records import from_json, to_json
+from llmfit.redaction import known_secrets
+from llmfit.runner.output import Output
 from llmfit.studies.base import Distilling, StudyContext, StudyProgress, no_progress
 from llmfit.studies.registry import check_study, get_study
 from llmfit.study_records import Preset, StudyResult
@@ -71,12 +76,21 @@ def run_study(
             raise kind(message["failed"], hint=message["hint"])
 
     started = time.monotonic()
-    job = {"name": name, "options": asdict(chosen)}
-    with tempfile.TemporaryFile() as log:
-        code = converse("llmfit.study", job, receive, time_limit_s=time_limit_s, log=log)
-        said = _last_line(log)
+    with (
+        tempfile.TemporaryDirectory(prefix="llmfit-study-", ignore_cleanup_errors=True) as scratch,
+        Output() as log,
+    ):
+        code = converse(
+            "llmfit.study",
+            {"name": name, "options": asdict(chosen), "scratch": scratch},
+            receive,
+            time_limit_s=time_limit_s,
+            log=log.fileno(),
+            own_session=True,
+        )
+        said = f": {last.rstrip('.')}" if (last := log.tail()) else ""
     if found:
-        return replace(found[0], command=command)
+        return known_secrets().hide_in(replace(found[0], command=command))
     if time_limit_s is not None and time.monotonic() - started >= time_limit_s:
         raise StudyError(
             f"the study {name} took longer than {time_limit_s:g} s.", hint="a larger --time-limit"
@@ -85,13 +99,6 @@ def run_study(
         f"the study {name} ended with {ending(code)}{said}.",
         hint="a machine with more memory, or --preset default",
     )
-
-
-def _last_line(log: IO[bytes]) -> str:
-    """The last thing that a child said before its end, after a colon; empty where it was silent."""
-    log.seek(0)
-    lines = [line for line in log.read().decode("utf-8", "replace").splitlines() if line.strip()]
-    return f": {lines[-1].strip().rstrip('.')}" if lines else ""
 
 
 # ---------------------------------------------------------------- files
@@ -141,7 +148,10 @@ def write_study(result: StudyResult, folder: Path) -> tuple[Path, ...]:
 
 def main() -> None:
     """The child: run the study of the job on stdin and report on stdout."""
-    job, send = job_and_send()
+    clearing = ExitStack()
+    job, send = job_and_send(before_end=clearing.close)
+    clearing.callback(shutil.rmtree, job["scratch"], ignore_errors=True)
+    os.environ["TMPDIR"] = job["scratch"]  # for what libraries write, which a kill would leave
     try:
         result = _run(job["name"], job["options"], lambda *stage: send(stage=stage))
     except LlmfitError as exc:

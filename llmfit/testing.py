@@ -274,18 +274,22 @@ class FakeModel(LoadedModel):
         self, windows: Sequence[Window], *, batch_tokens: int, visit: LogitsVisitor | None = None
     ) -> Iterator[WindowScore]:
         """See ``LoadedModel.score``."""
-        import torch
-
         for window in windows:
             scored = len(window.ids) - window.score_from
             if visit is not None:
-                for part in torch.zeros(scored, self.vocab_size).split(256):
-                    visit(part)
+                _show(visit, scored, self.vocab_size)
             yield WindowScore((-math.log(self.vocab_size),) * scored, greedy=False)
 
     def close(self) -> None:
         """See ``LoadedModel.close``."""
         self.closed = True
+
+
+def _show(visit: LogitsVisitor, scored: int, vocab_size: int) -> None:
+    import torch
+
+    for part in torch.zeros(scored, vocab_size).split(256):
+        visit(part)
 
 
 class FakeBackend(Backend):

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import shutil
 import struct
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -15,7 +18,8 @@ from safetensors.torch import save_file
 
 from llmfit.errors import ModelLoadError
 from llmfit.foreign_files import check_gguf, check_index, safetensors_shapes
-from llmfit.models import count_parameters, data_path
+from llmfit.models import count_parameters, data_path, read_spec
+from llmfit.quantize.gguf_tensors import open_tensors
 
 TENSORS = {
     "a": torch.zeros(3, 4),
@@ -76,7 +80,7 @@ def test_a_real_gguf_passes(model: Path) -> None:
 
 
 HEADERS: list[tuple[object, str]] = [
-    ([1], "no object"),
+    ([1], "not a JSON object"),
     ({"a": 3}, "is no object"),
     ({"a": {"dtype": "F32", "shape": [1]}}, "data_offsets None"),
     ({"a": {"dtype": "F99", "shape": [1], "data_offsets": [0, 4]}}, "F99"),
@@ -121,7 +125,18 @@ def test_absurd_safetensors_allocate_nothing(content: bytes, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    "name", ["../x.safetensors", "/etc/passwd", "a/b", "..", "", r"..\x", "C:x", "a\0b", "gone"]
+    "name",
+    [
+        "../x.safetensors",
+        "/etc/passwd",
+        "a/b",
+        "..",
+        "",
+        r"..\x",
+        "C:x",
+        "a\0b",
+        "gone.safetensors",
+    ],
 )
 def test_an_index_names_only_files_beside_it(name: str, tmp_path: Path) -> None:
     """No way up, no absolute path, no folder, nothing that is not there."""
@@ -130,8 +145,49 @@ def test_an_index_names_only_files_beside_it(name: str, tmp_path: Path) -> None:
     check_index(index, {"weight_map": {"w": "a.safetensors"}})
     with pytest.raises(ModelLoadError, match=r"names the shard"):
         check_index(index, {"weight_map": {"w": "a.safetensors", "v": name}})
-    with pytest.raises(ModelLoadError, match="no weight_map"):
-        check_index(index, {"weight_map": [name]})
+    for wrong in ([name], {"w": 3}, {"w": ["a.safetensors"]}, None):
+        with pytest.raises(ModelLoadError, match="no weight_map"):
+            check_index(index, {"weight_map": wrong})
+
+
+def test_an_index_names_no_pickle(tmp_path: Path) -> None:
+    """transformers reads a shard of another name with torch.load, safetensors asked for or not."""
+    (tmp_path / "weights.bin").write_bytes(b"")
+    index = tmp_path / "model.safetensors.index.json"
+    with pytest.raises(ModelLoadError, match=r"no \.safetensors file"):
+        check_index(index, {"weight_map": {"w": "weights.bin"}})
+
+
+def test_the_converter_reads_only_shards_beside_the_index(weights: Path, tmp_path: Path) -> None:
+    """The way to GGUF checks an index as the others do: nothing outside is opened."""
+    inside = tmp_path / "model"
+    inside.mkdir()
+    index = inside / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "../model.safetensors"}}))
+    with pytest.raises(ModelLoadError, match="not a file of its own folder"), ExitStack() as stack:
+        open_tensors(inside, stack)
+    shutil.move(weights, inside / "part.safetensors")
+    index.write_text(json.dumps({"weight_map": {"a": "part.safetensors"}}))
+    with ExitStack() as stack:
+        assert set(open_tensors(inside, stack)) == set(TENSORS)
+
+
+def test_an_adapter_beside_a_model_is_refused(tmp_path: Path) -> None:
+    """transformers would put it on the model without being asked."""
+    shutil.copytree(data_path("embedded"), tmp_path / "model")
+    (tmp_path / "model" / "adapter_config.json").write_text("{}")
+    with pytest.raises(ModelLoadError, match=r"adapter beside the model \(adapter_config\.json\)"):
+        read_spec(tmp_path / "model", name="model", source="local")
+
+
+def test_what_is_no_regular_file_is_never_waited_for(tmp_path: Path) -> None:
+    """A pipe in the place of weights, of a GGUF or of an index."""
+    for name in ("a.safetensors", "a.gguf"):
+        os.mkfifo(tmp_path / name)
+    with pytest.raises(ModelLoadError, match=r"a\.safetensors is no regular file"):
+        safetensors_shapes(tmp_path / "a.safetensors")
+    with pytest.raises(ModelLoadError, match=r"a\.gguf is no regular file"):
+        check_gguf(tmp_path / "a.gguf")
 
 
 def _gguf(*parts: bytes, tensors: int = 0, values: int = 0, version: int = 3) -> bytes:

@@ -135,15 +135,18 @@ def test_a_record_is_found_by_its_id_in_the_store_alone(keeping: Keeping) -> Non
 
 
 def test_logits_of_an_old_run_are_swept(keeping: Keeping) -> None:
-    """A week after it was interrupted; its records stay, and so do logits of a newer one."""
+    """A week after it was interrupted, half-written ones too; its records stay, and so do logits of
+    a newer one.
+    """
     folders = []
     for days in (1, 8):
         keeper = keep(PLANS, MACHINE, keeping, command=None)
         keeper.add(0, make_record("bf16"))
-        logits = keeper.folder / REFERENCE_FILE
-        logits.write_bytes(b"x")
         long_ago = time.time() - days * 24 * 3600
-        os.utime(logits, (long_ago, long_ago))
+        for name in (REFERENCE_FILE, f".{REFERENCE_FILE}-5f1c"):  # as ReferenceWriter names them
+            logits = keeper.folder / name
+            logits.write_bytes(b"x")
+            os.utime(logits, (long_ago, long_ago))
         keeper.close()
         folders.append(keeper.folder)
     keep(PLANS, MACHINE, keeping, command=None).close()

@@ -35,6 +35,7 @@ from llmfit.backends.base import (
     no_progress,
 )
 from llmfit.errors import ModelLoadError
+from llmfit.files import file_hash
 from llmfit.quantization import Facts, stored_quantization
 from llmfit.quantize._gptqmodel import (
     BITS,
@@ -49,7 +50,6 @@ from llmfit.quantize._gptqmodel import (
 from llmfit.quantize.apart import Job, quantize_apart
 from llmfit.quantize.cache import ArtifactCache, Setting
 from llmfit.quantize.calibration import calibration_file, load_calibration
-from llmfit.quantize.fingerprint import file_hash
 from llmfit.records import Kernel, Plan
 
 if TYPE_CHECKING:
@@ -77,6 +77,7 @@ class _Artifact:
 
     folder: Path
     quantize_s: float | None = None
+    check_s: float = 0.0
     notes: tuple[str, ...] = ()
 
     def config(self, plan: Plan) -> Any:
@@ -136,6 +137,7 @@ class GptqModelBackend(TorchBackend):
             notes=(*loaded.notes, share_note(share), *_arithmetic(model)),
             artifact=None if artifact is None else str(artifact.folder),
             quantize_s=None if artifact is None else artifact.quantize_s,
+            check_s=0.0 if artifact is None else artifact.check_s,
         )
         return HfModel(
             model,
@@ -263,8 +265,13 @@ class GptqModelBackend(TorchBackend):
             "seed": plan.seed,
             "gptqmodel": version("GPTQModel"),
         }
-        folder, seconds = cache.get_or_make(self.id, source, settings, make)
-        return _Artifact(folder=folder, quantize_s=seconds, notes=_layer_notes(layers))
+        made = cache.get_or_make(self.id, source, settings, make)
+        return _Artifact(
+            folder=made.path,
+            quantize_s=made.make_s,
+            check_s=made.check_s,
+            notes=(*_layer_notes(layers), *made.notes),
+        )
 
 
 def _take_inputs_as_they_come(model: nn.Module) -> None:

@@ -19,7 +19,7 @@ from llmfit.foreign_errors import LibraryErrors
 from llmfit.foreign_files import check_configs
 from llmfit.models import config_of
 from llmfit.planning.memory.kv_cache import unsuited
-from llmfit.records import Kernel, KvCacheDtype, Plan
+from llmfit.records import Kernel, KvCacheDtype, ModelSpec, Plan
 from llmfit.units import format_percent
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
     from llmfit.decode.base import Decoder, LogitsVisitor, Window, WindowScore
 
+_ENOUGH = 0.9
+"""Share of the parameters that files hold at least; shapes are exact to a hundredth."""
 KV_CACHE_PACKAGE = Package("hqq", "hqq")
 """Quantises the KV cache where the plan asks for it."""
 
@@ -177,6 +179,8 @@ def load_causal_lm(path: str, plan: Plan, *, attention: str, **options: Any) -> 
             hint="another folder; or --allow-pickle where the hub has pickles alone",
         )
     check_configs(Path(path))
+    if path == plan.model.path:
+        _require_enough(plan.model)
     with LibraryErrors(f"transformers cannot load {path}", folder=path):
         model, report = AutoModelForCausalLM.from_pretrained(
             path,
@@ -197,6 +201,21 @@ def load_causal_lm(path: str, plan: Plan, *, attention: str, **options: Any) -> 
     model.eval()
     module: nn.Module = model
     return module
+
+
+def _require_enough(spec: ModelSpec) -> None:
+    """Raise ModelLoadError where the files hold far fewer values than the config tells of.
+
+    transformers would make those that are missing, of whatever size, before it says so.
+    """
+    if spec.quantization is not None or spec.parameters is None or spec.shape is None:
+        return
+    if spec.shape.basis == "architecture" and spec.parameters < _ENOUGH * spec.shape.parameters:
+        raise ModelLoadError(
+            f"{spec.path} lacks tensors of the model: its files hold {spec.parameters} values, "
+            f"config.json tells of {spec.shape.parameters}.",
+            hint="all files of the checkpoint, and the config.json that belongs to them",
+        )
 
 
 _OTHER_SHAPES = "the unquantised model, which is then quantised to shapes that the kernel takes"

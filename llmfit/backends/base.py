@@ -80,6 +80,8 @@ class LoadInfo:
     notes: tuple[str, ...] = ()
     artifact: str | None = None
     quantize_s: float | None = None
+    check_s: float = 0.0
+    """Seconds before loading, beside quantising: a kept artifact was checked, or waited for."""
 
 
 class LoadedModel(ABC):

@@ -91,6 +91,7 @@ class _Artifact:
     notes: tuple[str, ...] = ()
     kept: bool = True
     """False for a file of synthetic weights, which is gone once it is loaded."""
+    check_s: float = 0.0
 
 
 class Gguf(Backend):
@@ -183,6 +184,7 @@ class Gguf(Backend):
             notes=(*([note] if note else []), *artifact.notes, *types.notes, *notes),
             artifact=str(artifact.file) if artifact.kept else None,
             quantize_s=artifact.seconds,
+            check_s=artifact.check_s,
         )
         context_length = min(model.context_length, plan.model.max_position_embeddings)
         return GgufModel(model, tokenizer=tokenizer, info=info, context_length=context_length)
@@ -203,7 +205,7 @@ def _artifact(plan: Plan, threads: int, progress: Progress) -> Iterator[_Artifac
         yield _Artifact(_checkpoint_file(Path(plan.checkpoint)), None, None)
     else:
         checkout = Checkout.at(plan.llama_cpp_dir) if plan.llama_cpp_dir else None
-        file, seconds = make_gguf(
+        made = make_gguf(
             Path(plan.model.path),
             file_type,
             cache=cache,
@@ -212,7 +214,9 @@ def _artifact(plan: Plan, threads: int, progress: Progress) -> Iterator[_Artifac
             checkout=checkout,
         )
         notes = (f"converted by the llama.cpp checkout {checkout.folder}",) if checkout else ()
-        yield _Artifact(file, file_type, seconds, notes)
+        yield _Artifact(
+            made.path, file_type, made.make_s, (*notes, *made.notes), check_s=made.check_s
+        )
 
 
 @contextmanager

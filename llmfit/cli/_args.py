@@ -104,12 +104,22 @@ def add_keeping(group: argparse._ActionsContainer, *, new_runs: bool = True) -> 
 
 
 def add_store(group: argparse._ActionsContainer) -> None:
-    """``--store``."""
+    """``--store``, and ``--offline``."""
+    add_offline(group)
     group.add_argument(
         "--store",
         metavar="PLACE",
         help="the results store: a file, or postgresql://user@host/database (default: "
         "LLMFIT_STORE, or a file in the user's data folder)",
+    )
+
+
+def add_offline(group: argparse._ActionsContainer) -> None:
+    """``--offline``, which ``main`` obeys."""
+    group.add_argument(
+        "--offline",
+        action="store_true",
+        help="use no network at all: no hub, no store or tracker on another host, no webhook",
     )
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
-from llmfit.cli._console import terminal_width, wants_color
+from llmfit.cli._console import results, terminal_width, wants_color
 from llmfit.report._text import plain
 
 
@@ -22,4 +21,4 @@ def simple_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         table.add_column(head, overflow="fold")
     for row in rows:
         table.add_row(*(Text(plain(cell)) for cell in row))
-    return styled([table], width=terminal_width(), color=wants_color(sys.stdout))
+    return styled([table], width=terminal_width(), color=wants_color(results()))

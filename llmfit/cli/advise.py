@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import TYPE_CHECKING
 
 from llmfit.cli import _args
-from llmfit.cli._console import emit, terminal_width, wants_color
+from llmfit.cli._console import emit, results, terminal_width, wants_color
 from llmfit.errors import UsageError
 from llmfit.planning.advice.situation import HARDWARE_KINDS, TASKS
 
@@ -86,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
         hardware,
         records=own_records(args.runs_dir),
     )
-    emit(render_guide(found, args.format, width=terminal_width(), color=wants_color(sys.stdout)))
+    emit(render_guide(found, args.format, width=terminal_width(), color=wants_color(results())))
     return 0
 
 

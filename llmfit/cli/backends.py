@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from llmfit.cli import _args
 from llmfit.cli._console import emit
+from llmfit.report._text import plain
 
 if TYPE_CHECKING:
     from llmfit.backends.base import Backend
@@ -114,8 +115,8 @@ def _table(backends: tuple[Part, ...], evaluation: Part) -> str:
     missing = dict.fromkeys(part.install for part in parts if part.install)
     lines = [
         simple_table(("id", "format", "works here", "packages"), rows),
-        f"Every row: {all_rows}",
-        *(f"To install what is missing: {command}" for command in missing),
+        f"Every row: {plain(all_rows)}",
+        *(f"To install what is missing: {plain(command)}" for command in missing),
     ]
     return "\n".join(lines) + "\n"
 

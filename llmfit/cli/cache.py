@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from llmfit.cli import _args
 from llmfit.cli._console import emit, say
 from llmfit.errors import UsageError
+from llmfit.report._text import plain
 from llmfit.units import format_bytes
 
 if TYPE_CHECKING:
@@ -47,6 +48,11 @@ def add_parser(verbs: _args.Subparsers[_args.Parser]) -> None:
         epilog="example:\n  llmfit cache list --format json",
     )
     listing.set_defaults(run=run_list)
+    listing.add_argument(
+        "--verify",
+        action="store_true",
+        help="read everything over and hold it against its checksums, as is done before loading",
+    )
     _args.add_format(listing)
     clearing = actions.add_parser(
         "clear",
@@ -90,7 +96,7 @@ def run_list(args: argparse.Namespace) -> int:
     from llmfit.records import to_json
 
     cache = _cache(args)
-    entries = cache.entries()
+    entries = cache.entries(read_over=args.verify)
     total_bytes = sum(entry.size_bytes for entry in entries)
     if args.format == "json":
         root, items = str(cache.root), tuple(map(_item, entries))
@@ -98,7 +104,7 @@ def run_list(args: argparse.Namespace) -> int:
         return 0
     if entries:
         emit(_table(entries))
-    emit(f"{_count(entries)}, {format_bytes(total_bytes)}, in {cache.root}\n")
+    emit(f"{_count(entries)}, {format_bytes(total_bytes)}, in {plain(str(cache.root))}\n")
     return 0
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
+import shlex
 from typing import TYPE_CHECKING
 
 from llmfit.cli import _args, _compare_options
-from llmfit.cli._console import emit, say, terminal_width, wants_color, write_file
+from llmfit.cli._console import emit, results, say, terminal_width, wants_color, write_file
+from llmfit.cli._signals import INTERRUPTED
 from llmfit.errors import UsageError
 from llmfit.planning.verdict.constraints import Constraints
 from llmfit.report import Format, render
@@ -80,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     constraints = _constraints(args)
     from llmfit.cli._progress import observer
     from llmfit.comparison import compare
-    from llmfit.job import ComparisonInterrupted
+    from llmfit.job import NOT_FINISHED, ComparisonInterrupted
 
     try:
         with observer(quiet=args.quiet) as watching:
@@ -102,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
                 keeping=_args.keeping(args, resume=args.resume),
                 time_limit_s=args.time_limit,
                 observer=watching,
-                command=args.command,
+                command=_anew(args.command),
                 kv_cache_dtype=args.kv_cache_dtype,
                 llama_cpp_dir=args.llama_cpp,
                 constraints=constraints,
@@ -114,14 +115,26 @@ def run(args: argparse.Namespace) -> int:
     except ComparisonInterrupted as exc:
         _publish(exc.comparison, args)
         rows = exc.comparison.rows
-        done = sum(row.status != "skipped" for row in rows)
+        done = sum(row.reason != NOT_FINISHED for row in rows)
         say(f"llmfit: interrupted; {done} of {len(rows)} rows were finished, and are kept.")
-        say("Try: the same with --resume last")
-        return 130
+        say("Try: the same with --resume last" if done < len(rows) else "Try: llmfit history")
+        return INTERRUPTED
+    except KeyboardInterrupt:
+        say("llmfit: interrupted before the first row; nothing was measured.")
+        return INTERRUPTED
     _publish(comparison, args)
     if comparison.store_error is not None:
         return 1
     return 0 if any(row.status == "ok" or row.predicted_only for row in comparison.rows) else 1
+
+
+def _anew(command: str) -> str:
+    """The command that measures all of it again: a run that has ended cannot be gone on with."""
+    words = shlex.split(command)
+    resumed = [number for number, word in enumerate(words) if word == "--resume"]
+    left_out = {each for number in resumed for each in (number, number + 1)}
+    kept = (word for number, word in enumerate(words) if number not in left_out)
+    return shlex.join(word for word in kept if not word.startswith("--resume="))
 
 
 def _publish(comparison: Comparison, args: argparse.Namespace) -> None:
@@ -136,7 +149,7 @@ def _publish(comparison: Comparison, args: argparse.Namespace) -> None:
 
 def _text(comparison: Comparison, args: argparse.Namespace, fmt: Format) -> str:
     """The comparison in a format, and the reference table below it where one is asked for."""
-    width, color = terminal_width(), wants_color(sys.stdout)
+    width, color = terminal_width(), wants_color(results())
     if args.reference is None:
         return render(comparison, fmt, width=width, color=color)
     from llmfit.planning.comparing.reference import beside, find_reference

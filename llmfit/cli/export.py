@@ -7,6 +7,7 @@ from pathlib import Path
 
 from llmfit.cli import _args
 from llmfit.cli._console import emit
+from llmfit.report._text import plain
 
 _EXPORT = """\
 Write all stored runs, or those of one model, to a file. JSON and Parquet hold
@@ -81,7 +82,7 @@ def run_export(args: argparse.Namespace) -> int:
 
     with Store(args.store) as store:
         count = export_runs(store, args.format, args.out, model=args.model)
-        emit(f"{_runs(count)} of {store.name} written to {args.out}\n")
+        emit(f"{_runs(count)} of {plain(store.name)} written to {plain(str(args.out))}\n")
     return 0
 
 
@@ -92,7 +93,7 @@ def run_import(args: argparse.Namespace) -> int:
 
     with Store(args.store) as store:
         done = import_runs(store, [Path(file) for file in args.files], machine=args.machine)
-        emit(f"{_runs(done.added)} added to {store.name}, {done.known} there already\n")
+        emit(f"{_runs(done.added)} added to {plain(store.name)}, {done.known} there already\n")
     return 0
 
 

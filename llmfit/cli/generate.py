@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmfit.cli import _args
-from llmfit.cli._console import emit, is_terminal, quieten_libraries, say
+from llmfit.cli._console import emit, is_terminal, quieten_libraries, results, say
 from llmfit.errors import UsageError
 from llmfit.report._text import visible
 from llmfit.units import format_rate, format_seconds
@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
         emit(to_json({**answer, **to_builtins(result)}) + "\n")
         return 0
     # A model may write control codes; a terminal would obey them, a file keeps them.
-    text = visible(result.text, keep="\n\t") if is_terminal(sys.stdout) else result.text
+    text = visible(result.text, keep="\n\t") if is_terminal(results()) else result.text
     emit(text + "\n")
     rate = "" if result.tokens_per_s is None else f", {format_rate(result.tokens_per_s)} tokens/s"
     say(f"{result.new_tokens} tokens{rate} (decode), {format_seconds(result.ttft_s)} to the first")
@@ -185,4 +185,5 @@ def _add_loading(parser: argparse.ArgumentParser) -> None:
     _args.add_kv_cache_dtype(group)
     _args.add_llama_cpp(group)
     _args.add_cache_dir(group)
+    _args.add_offline(group)
     _args.add_trust(group)

@@ -62,13 +62,13 @@ def run(args: argparse.Namespace) -> int:
 
     with Store(args.store) as store:
         lines = store.history(args.model, limit=args.last)
-        name = store.name
+        name = plain(store.name)
     if args.format == "json":
         emit(to_json(lines) + "\n")
     elif lines:
         emit(_blocks(lines))
     else:
-        of = "" if args.model is None else f" of {args.model}"
+        of = "" if args.model is None else f" of {plain(args.model)}"
         emit(f"No run{of} in {name}.\n")
     return 0
 
@@ -91,13 +91,13 @@ def _blocks(lines: tuple[RunLine, ...]) -> str:
 
 
 def _facts(line: RunLine) -> str:
-    parts = [line.run_id, plain(line.model), plain(line.machine)]
+    parts = [plain(line.run_id), plain(line.model), plain(line.machine)]
     if line.tag is not None:
         parts.append(f"tag {plain(line.tag)}")
     if not line.ended:
         parts.append("not ended")
     elif line.pick is not None:
-        parts.append(f"pick {line.pick}")
+        parts.append(f"pick {plain(line.pick)}")
     return " · ".join(parts)
 
 

@@ -1,36 +1,30 @@
 """Entry point of ``llmfit``: picks the verb, and turns errors into one message and an exit code.
 
-Exit codes: 0 done, 1 failed, 2 usage, 3 a figure became worse, 130 interrupted.
+Exit codes: 0 done, 1 failed, 2 usage, 3 a figure became worse, 130 interrupted (143 by SIGTERM,
+129 by SIGHUP).
 """
 
 from __future__ import annotations
 
 import os
-import re
 import shlex
 import sys
-from collections.abc import Sequence
+import traceback
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
+from functools import cache
+from types import ModuleType, TracebackType
+from typing import TYPE_CHECKING
 
 from llmfit import __version__
-from llmfit.cli import (
-    advise,
-    backends,
-    cache,
-    compare,
-    export,
-    generate,
-    history,
-    path,
-    plan,
-    report,
-    reproduce,
-    show,
-    study,
-)
-from llmfit.cli._args import Parser
-from llmfit.cli._console import complain, tolerate_narrow_encodings
+from llmfit.cli._console import complain, emit, results_apart, say, tolerate_narrow_encodings
+from llmfit.cli._signals import Interrupts, open_standard_streams
 from llmfit.errors import LlmfitError, UsageError
+from llmfit.network import NO_TELEMETRY, OFFLINE, offline
+from llmfit.redaction import known_secrets, secrets_of, without_password
+
+if TYPE_CHECKING:
+    from llmfit.cli._args import Parser
 
 _DESCRIPTION = """\
 Which deploy format of a language model fits your GPU, how fast it is, and what
@@ -52,45 +46,25 @@ examples:
 `llmfit COMMAND --help` tells a command's options.
 """
 
-_PASSWORD = re.compile(r"(://[^/\s:@]+):[^@\s]*@")
-"""Of an address like ``postgresql://user:password@host``."""
-
-_VERBS = {
-    "compare": compare,
-    "plan": plan,
-    "advise": advise,
-    "path": path,
-    "history": history,
-    "show": show,
-    "export": export,
-    "import": export,
-    "report": report,
-    "reproduce": reproduce,
-    "generate": generate,
-    "study": study,
-    "backends": backends,
-    "cache": cache,
-}
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code; nothing that llmfit raises gets out."""
+    open_standard_streams()
     tolerate_narrow_encodings()
-    try:
-        code = _run(list(sys.argv[1:] if argv is None else argv))
-        sys.stdout.flush()
-    except LlmfitError as exc:
-        complain(exc)
-        return exc.exit_code
-    except KeyboardInterrupt:
-        print("llmfit: interrupted.", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        # The reader has gone, e.g. `llmfit backends | head`. What the interpreter still wants to
-        # flush at its exit goes nowhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    return code
+    sys.excepthook = _tell_fault
+    with Interrupts() as interrupts:
+        try:
+            code = _run(list(sys.argv[1:] if argv is None else argv))
+            emit("")  # what argparse wrote
+        except LlmfitError as exc:
+            complain(exc)
+            return exc.exit_code
+        except KeyboardInterrupt:
+            say("llmfit: interrupted.")
+            return interrupts.exit_code()
+        except BrokenPipeError:
+            return 1  # the reader has gone, e.g. `llmfit backends | head`
+        return interrupts.exit_code(code)
 
 
 def _run(argv: list[str]) -> int:
@@ -99,6 +73,7 @@ def _run(argv: list[str]) -> int:
         parser.print_help(sys.stderr)
         return UsageError.exit_code
     _check_verb(argv[0])
+    _check_words(argv)
     try:
         args, unknown = parser.parse_known_args(argv)
     except SystemExit as exc:  # argparse's way out of --help and --version
@@ -110,25 +85,90 @@ def _run(argv: list[str]) -> int:
             hint=f"llmfit {args.verb} --help",
         )
     # Records keep the command: a database's password is no part of them.
-    args.command = _PASSWORD.sub(r"\1@", shlex.join(["llmfit", *argv]))
-    code: int = args.run(args)
+    words = ["llmfit", *map(without_password, argv)]
+    args.command = secrets_of(os.environ, argv).hide(shlex.join(words))
+    asked = getattr(args, "offline", False)
+    os.environ.update(NO_TELEMETRY | (OFFLINE if asked else {}))  # before any library is imported
+    with results_apart(), offline(asked):
+        code: int = args.run(args)
     return code
 
 
+@cache
+def _verbs() -> Mapping[str, ModuleType]:
+    """The verbs' modules, imported only where Ctrl-C is heeded already."""
+    from llmfit.cli import (
+        advise,
+        backends,
+        cache,
+        compare,
+        export,
+        generate,
+        history,
+        path,
+        plan,
+        report,
+        reproduce,
+        show,
+        study,
+    )
+
+    return {
+        "compare": compare,
+        "plan": plan,
+        "advise": advise,
+        "path": path,
+        "history": history,
+        "show": show,
+        "export": export,
+        "import": export,
+        "report": report,
+        "reproduce": reproduce,
+        "generate": generate,
+        "study": study,
+        "backends": backends,
+        "cache": cache,
+    }
+
+
 def _check_verb(word: str) -> None:
-    if word.startswith("-") or word in _VERBS:
+    if word.startswith("-") or word in _verbs():
         return
-    close = get_close_matches(word, _VERBS, n=1)
+    close = get_close_matches(word, _verbs(), n=1)
     raise UsageError(
-        f"unknown command {word!r}; known are {', '.join(_VERBS)}.",
+        f"unknown command {word!r}; known are {', '.join(_verbs())}.",
         hint=f"llmfit {close[0]}" if close else "llmfit --help",
     )
 
 
+def _check_words(argv: Sequence[str]) -> None:
+    """Raise UsageError for what no record can hold, and for a secret that no command should."""
+    for word in argv:
+        if any("\ud800" <= char <= "\udfff" for char in word):  # Python's sign for other bytes
+            raise UsageError(
+                f"the argument {word!r} is not UTF-8, which records are written in.",
+                hint="another name for that file or folder",
+            )
+        if word.startswith("--webhook="):
+            raise UsageError(
+                "--webhook takes no address: it is a secret, which a command line tells everyone.",
+                hint="LLMFIT_WEBHOOK_URL=https://… llmfit report --webhook",
+            )
+
+
+def _tell_fault(
+    kind: type[BaseException], fault: BaseException, trace: TracebackType | None
+) -> None:
+    """A traceback, without the secrets that a library's message may hold."""
+    sys.stderr.write(known_secrets().hide("".join(traceback.format_exception(kind, fault, trace))))
+
+
 def _parser() -> Parser:
+    from llmfit.cli._args import Parser
+
     parser = Parser(prog="llmfit", description=_DESCRIPTION, epilog=_EPILOG)
     parser.add_argument("--version", action="version", version=f"llmfit {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="COMMAND", title="commands", required=True)
-    for verb in dict.fromkeys(_VERBS.values()):
+    for verb in dict.fromkeys(_verbs().values()):
         verb.add_parser(verbs)
     return parser

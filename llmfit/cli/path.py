@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
 from llmfit.cli import _args
-from llmfit.cli._console import emit, terminal_width, wants_color
+from llmfit.cli._console import emit, results, terminal_width, wants_color
 from llmfit.cli.plan import workload_asked
 from llmfit.errors import UsageError
 
@@ -99,5 +98,5 @@ def run(args: argparse.Namespace) -> int:
             measuring=measuring if args.measure else None,
             command=args.command,
         )
-    emit(render_path(path, args.format, width=terminal_width(), color=wants_color(sys.stdout)))
+    emit(render_path(path, args.format, width=terminal_width(), color=wants_color(results())))
     return 0

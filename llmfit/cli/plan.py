@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import TYPE_CHECKING
 
 from llmfit.cli import _args
-from llmfit.cli._console import emit, say, terminal_width, wants_color, write_file
+from llmfit.cli._console import emit, results, say, terminal_width, wants_color, write_file
 from llmfit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -66,6 +65,7 @@ def add_parser(verbs: _args.Subparsers[_args.Parser]) -> None:
     output = parser.add_argument_group("output")
     _args.add_format(output)
     _args.add_out(output)
+    _args.add_offline(output)
     output.add_argument(
         "--runs-dir",
         type=_args.readable_folder,
@@ -96,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
         command=args.command,
     )
     form: PlanFormat = "table" if args.out is not None else args.format
-    width, color = terminal_width(), wants_color(sys.stdout)
+    width, color = terminal_width(), wants_color(results())
     emit(render_plan(planned, form, width=width, color=color))
     if args.out is not None:
         write_file(args.out, render_plan(planned, args.format, width=width))

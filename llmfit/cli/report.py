@@ -204,6 +204,7 @@ def _text(report: Report, folder: Path) -> str:
     import textwrap
 
     from llmfit.cli._console import terminal_width
+    from llmfit.report._text import plain
     from llmfit.report.night import not_done, summary
     from llmfit.report.regressions import cell_line, grouped
 
@@ -211,7 +212,7 @@ def _text(report: Report, folder: Path) -> str:
     for group in grouped(report.regressions):
         lines += [f"✗ {group.head}", *(f"    {line}" for line in group.lines)]
     lines += [f"– {cell_line(cell)}" for cell in not_done(report)]
-    lines.append(f"Written: {folder}/report.html, .md, .json, and junit.xml")
+    lines.append(f"Written: {plain(str(folder))}/report.html, .md, .json, and junit.xml")
     width = terminal_width()
     return (
         "\n".join(textwrap.fill(line, width, subsequent_indent="      ") for line in lines) + "\n"

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
 from llmfit.cli import _args
-from llmfit.cli._console import emit, terminal_width, wants_color
+from llmfit.cli._console import emit, results, terminal_width, wants_color
 from llmfit.errors import UsageError
 from llmfit.report import FORMATS, render
 
@@ -45,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
 
     found = find_record(args.record, _args.keeping(args))
     if found.comparison is not None:
-        width, color = terminal_width(), wants_color(sys.stdout)
+        width, color = terminal_width(), wants_color(results())
         emit(render(found.comparison, args.format, width=width, color=color))
         return 0
     if args.format not in ("table", "json"):

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmfit.cli import _args
-from llmfit.cli._console import emit, is_terminal, say, terminal_width, wants_color
+from llmfit.cli._console import emit, is_terminal, results, say, terminal_width, wants_color
 from llmfit.errors import LlmfitError, UsageError
+from llmfit.report._text import plain
 from llmfit.studies.registry import STUDIES, check_study
 
 if TYPE_CHECKING:
@@ -173,7 +174,7 @@ def _run_one(name: str, options: StudyOptions, args: argparse.Namespace, title: 
     def progress(stage: str, done: int, total: int) -> None:
         if live:
             count = f" {done}/{total}" if total else ""
-            sys.stderr.write(f"\r\x1b[K{title}: {stage}{count}")
+            sys.stderr.write(f"\r\x1b[K{title}: {plain(stage)}{count}")
             sys.stderr.flush()
 
     try:
@@ -192,7 +193,7 @@ def _show(result: StudyResult, args: argparse.Namespace, folder: Path, *, first:
     from llmfit.study import write_study
     from llmfit.units import format_seconds
 
-    text = render_study(result, args.format, width=terminal_width(), color=wants_color(sys.stdout))
+    text = render_study(result, args.format, width=terminal_width(), color=wants_color(results()))
     if args.format == "json" and args.study == _ALL:
         emit(("[\n" if first else ",\n") + text.rstrip())
     else:

@@ -21,7 +21,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from llmfit.decode.cache import StaticKVCache
 from llmfit.decode.placement import execution_device
 from llmfit.decode.step_linears import StepLinears
-from llmfit.errors import first_line
+from llmfit.device.execution import is_out_of_memory
+from llmfit.errors import ModelLoadError, first_line
 from llmfit.kernels.build import why_no_kernels
 
 T = TypeVar("T")
@@ -119,13 +120,14 @@ class CompiledStep:
         self._inputs: tuple[torch.Tensor, ...] = ()
 
     def __call__(self) -> torch.Tensor:
-        """See ``Step``. Raises what Dynamo and inductor raise for a model they cannot take."""
+        """See ``Step``. Raises ModelLoadError where Dynamo or inductor cannot make the graph."""
         if self._compiled is None:
             return self._trace()
         logits: torch.Tensor = self._compiled(*self._inputs)[0]
         return logits
 
     def _trace(self) -> torch.Tensor:
+        from torch._dynamo.exc import TorchDynamoException
         from torch._inductor.compile_fx import compile_fx
 
         def backend(graph: torch.fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
@@ -140,10 +142,23 @@ class CompiledStep:
             with self._step.own_attention():
                 traced = torch.compile(self._step, backend=backend, fullgraph=True, dynamic=False)
                 logits: torch.Tensor = traced()
+        except TorchDynamoException as exc:
+            if is_out_of_memory(exc):
+                raise
+            raise ModelLoadError(
+                f"torch.compile cannot make the decode step: {_cause(exc)}.",
+                hint="--backends sdpa, the same without it",
+            ) from exc
         finally:
             self._linears.remove()
         self._step = None
         return logits
+
+
+def _cause(exc: Exception) -> str:
+    """What failed in a compiler's long text: its error line, or the first."""
+    errors = (line.strip() for line in str(exc).splitlines() if "error:" in line)
+    return next(errors, first_line(exc)).rstrip(".")
 
 
 class CapturedStep:

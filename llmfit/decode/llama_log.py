@@ -14,13 +14,14 @@ from typing import Any
 
 _WARNING, _ERROR, _CONTINUED = 3, 4, 5
 """Source: enum ggml_log_level."""
+_LONGEST = 1_000
 
 
 class LlamaLog:
     """The process-wide log of llama.cpp: its last complaints, and a listener for all lines."""
 
     def __init__(self) -> None:
-        self._complaints: deque[str] = deque(maxlen=20)
+        self._complaints: deque[tuple[int, str]] = deque(maxlen=20)
         self._level = 0
         self._listener: Callable[[str], None] | None = None
         self.callback: Any = None
@@ -32,13 +33,15 @@ class LlamaLog:
         if level != _CONTINUED:
             self._level = level
         if line and self._level in (_WARNING, _ERROR):
-            self._complaints.append(line)
+            self._complaints.append((self._level, line))
         if self._listener is not None:
             self._listener(line)
 
     def complaints(self, lines: int = 3) -> str:
-        """The last warnings and errors, joined; "no reason given" where there are none."""
-        return " | ".join(list(self._complaints)[-lines:]) or "no reason given"
+        """The last errors, or else warnings, joined; "no reason given" where there are none."""
+        errors = [line for level, line in self._complaints if level == _ERROR]
+        said = " | ".join((errors or [line for _, line in self._complaints])[-lines:])
+        return said[-_LONGEST:] or "no reason given"  # it may repeat a name out of the file
 
     def forget(self) -> None:
         """Drop the complaints, so that the next error tells only of what comes after."""

@@ -158,9 +158,10 @@ def _of_glibc(name: str, *arguments: Any) -> None:
 def free_bytes(device: Device) -> int:
     """Memory that is free now: the GPU's, or the RAM that the system can give."""
     import psutil
-    import torch
 
     if device == "cuda":
+        import torch
+
         return int(torch.cuda.mem_get_info()[0])
     return int(psutil.virtual_memory().available)
 

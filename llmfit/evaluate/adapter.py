@@ -20,6 +20,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from llmfit.backends.base import LoadedModel, Progress, no_progress
 from llmfit.decode.base import Decoder, Sampling, Window, WindowScore, common_prefix
 from llmfit.errors import EvaluationError
+from llmfit.evaluate.finite import check_finite
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
@@ -202,11 +203,15 @@ class ModelAdapter(TemplateLM):
         return text
 
     def _score(self, windows: Sequence[Window], stage: str) -> list[WindowScore]:
-        """Scores in the order of ``windows``, each different one that is not known run once."""
+        """Scores in the order of ``windows``, each different one that is not known run once.
+
+        Raises NotFinite.
+        """
         scores = {window: self._known[window] for window in windows if window in self._known}
         order = _sorted({window: None for window in windows if window not in scores})
         done = self._model.score(order, batch_tokens=self._batch_tokens)
         for count, (window, score) in enumerate(zip(order, done, strict=True), start=1):
+            check_finite(score.logprobs)
             scores[window] = score
             if count % 16 == 0 or count == len(order):
                 self._progress(stage, count, len(order))

@@ -21,6 +21,7 @@ from llmfit.decode.base import Window, WindowScore
 from llmfit.errors import EvaluationError, UsageError
 from llmfit.evaluate.blocks import block_totals
 from llmfit.evaluate.divergence import Reference, Watch, scored_tokens, watch
+from llmfit.evaluate.finite import check_finite
 from llmfit.records import Divergence, EvaluationSettings, Perplexity
 from llmfit.stats import ratio_interval
 
@@ -64,8 +65,8 @@ def score_text(
     """Score all of ``documents`` by ``settings.ppl_protocol``.
 
     With a ``reference`` its logits are written or compared with, over the text's first windows.
-    Raises EvaluationError for a text too short for the protocol and for log-probabilities that
-    are not finite, UsageError for a window too small for it.
+    Raises EvaluationError for a text too short for the protocol and for logits that are not
+    finite, UsageError for a window too small for it.
     """
     size, notes = _window_size(model, settings)
     cut = _llama_cpp_layout if settings.ppl_protocol == "llama.cpp" else _window_layout
@@ -213,11 +214,7 @@ def _score(
             [windows[place] for place in order], batch_tokens=settings.batch_tokens, visit=visit
         )
         for place, score in zip(order, found, strict=True):
-            if not all(map(math.isfinite, score.logprobs)):
-                raise EvaluationError(
-                    "the model's log-probabilities are not finite numbers.",
-                    hint="another format: this one overflows or is damaged",
-                )
+            check_finite(score.logprobs)
             scores[place] = score
             if len(scores) % 16 == 0 or len(scores) == len(windows):
                 progress("score text", len(scores), len(windows))

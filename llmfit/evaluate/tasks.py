@@ -15,12 +15,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib.util import find_spec
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from llmfit.device.execution import is_out_of_memory
-from llmfit.errors import EvaluationError, TaskUnavailable, UsageError
+from llmfit.errors import EvaluationError, NotFinite, TaskUnavailable, UsageError
 from llmfit.evaluate.datasets_ import (
     Text,
     load_questions,
@@ -220,12 +219,11 @@ def _in_memory(dataset: Any) -> Any:
 def run_task(adapter: Any, task: dict[str, Any], settings: EvaluationSettings) -> dict[str, Any]:
     """lm-eval's ``results`` and ``samples`` of one task given by its definition.
 
-    Raises EvaluationError for log-likelihoods that are not finite numbers.
+    Raises NotFinite for logits that are no finite numbers.
     """
     from lm_eval.tasks import TaskManager
 
     output = _simple_evaluate(adapter, task, settings, TaskManager(include_defaults=False))
-    _check_finite(output)
     name = task["task"]
     return {"results": output["results"][name], "samples": output["samples"][name]}
 
@@ -235,13 +233,13 @@ def run_named(
 ) -> tuple[tuple[TaskResult, ...], tuple[str, ...]]:
     """Results of a task, group or tag of lm-eval, groups before their members, with notes.
 
-    Raises TaskUnavailable where its data are not here or its own code fails, EvaluationError for
-    log-likelihoods that are not finite numbers.
+    Raises TaskUnavailable where its data are not here or its own code fails, and NotFinite for
+    logits that are no finite numbers.
     """
     try:
         with local_datasets():
             output = _simple_evaluate(adapter, name, settings, index)
-    except TaskUnavailable:
+    except (TaskUnavailable, NotFinite):
         raise
     except Exception as exc:
         # A task is YAML and Python of anyone's: it may raise anything.
@@ -251,7 +249,6 @@ def run_named(
             f"it could not be run ({type(exc).__name__}: {exc}).",
             hint="its YAML, its data and the model's context length",
         ) from exc
-    _check_finite(output)
     groups = set(output["group_subtasks"])
     ordered = sorted(output["results"], key=lambda member: member not in groups)
     results, notes = [], []
@@ -322,18 +319,6 @@ def _no_needless_work() -> Iterator[None]:
     finally:
         evaluator.add_env_info = list_packages
         del utils.env.from_string
-
-
-def _check_finite(output: dict[str, Any]) -> None:
-    """Raise EvaluationError where the model gave a log-likelihood that is no finite number."""
-    samples = chain.from_iterable(output["samples"].values())
-    for response in chain.from_iterable(chain.from_iterable(doc["resps"] for doc in samples)):
-        score = response[0] if isinstance(response, tuple) else response
-        if isinstance(score, float) and not math.isfinite(score):
-            raise EvaluationError(
-                "the model's log-probabilities are not finite numbers.",
-                hint="another format: this one overflows or is damaged",
-            )
 
 
 def _task_result(name: str, output: dict[str, Any]) -> tuple[TaskResult, list[str]]:

@@ -1,9 +1,10 @@
 """Compile and load ``cpu.cpp``, once for each CPU and version of PyTorch.
 
-    cpu.cpp ─► C++ compiler ─► cache/kernels/<hash>.so ─► torch.ops.llmfit
-               (2 to 3 s)      source, flags, torch, CPU
+    cpu.cpp ─► C++ compiler ─► cache/kernels/<key>-<content>.so ─► torch.ops.llmfit
+               (2 to 3 s)      source, flags, torch, CPU; BLAKE2b of the file
 
 The file is made under another name and renamed, so processes that start together load a whole one.
+One that is damaged, or that someone else could have written, is not loaded but made again.
 Where there is no compiler, or it refuses, the libraries' own kernels run and the record says why.
 """
 
@@ -17,11 +18,14 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import platformdirs
 
 from llmfit.device.cpu import cpu_flags, cpu_name
+from llmfit.files import file_hash
+from llmfit.private_code import is_own, private_folder
 
 COMPILERS = ("g++", "clang++", "c++")
 """Tried in this order where ``CXX`` names none."""
@@ -69,33 +73,42 @@ def why_no_kernels() -> str | None:
 def _load(folder: Path) -> None:
     """Load the library from ``folder``, made there where it is missing.
 
-    Where nothing can be written there, it is made anew in each process. Raises OSError where there
-    is no compiler, CalledProcessError with its words where it refuses.
+    Where nothing can be written there, or it is not the user's alone, it is made anew in each
+    process. Raises OSError where there is no compiler, CalledProcessError with its words where it
+    refuses.
     """
     import torch
 
-    library = folder / f"{_key()}.so"
-    if not library.exists():
+    key, private = _key(), private_folder(folder)
+    library = _kept(folder, key) if private else None
+    if library is None:
         compiler = find_compiler()
         if compiler is None:
             raise FileNotFoundError("no C++ compiler on the PATH, nor in CXX")
-        writable = _may_write(folder)
-        place = folder if writable else None
-        with tempfile.TemporaryDirectory(dir=place, prefix=".making-") as scratch:
-            made = _compile(compiler, Path(scratch) / library.name)
-            if not writable:
-                torch.ops.load_library(made)  # it stays loaded when its file is gone
+        keeps = private and os.access(folder, os.W_OK)
+        with tempfile.TemporaryDirectory(dir=folder if keeps else None, prefix=".making-") as made:
+            compiled = _compile(compiler, Path(made) / f"{key}.so")
+            if not keeps:
+                torch.ops.load_library(compiled)  # it stays loaded when its file is gone
                 return
-            made.replace(library)
+            compiled.chmod(0o700)
+            library = folder / _name(key, compiled)
+            compiled.replace(library)
     torch.ops.load_library(library)
 
 
-def _may_write(folder: Path) -> bool:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return False
-    return os.access(folder, os.W_OK)
+def _kept(folder: Path, key: str) -> Path | None:
+    """The whole library of ``key`` that the user's own processes left; others are removed."""
+    for file in folder.glob(f"{key}-*.so"):
+        if is_own(file) and file.name == _name(key, file):
+            return file
+        with suppress(OSError):  # it stays, and is not loaded
+            file.unlink()
+    return None
+
+
+def _name(key: str, file: Path) -> str:
+    return f"{key}-{file_hash(file)}.so"
 
 
 def _compile(compiler: str, target: Path) -> Path:

@@ -134,7 +134,7 @@ def read_config(path: Path) -> NightlyConfig:
         raise UsageError(f"cannot read {path}: {exc.strerror}.") from exc
     except UnicodeDecodeError as exc:
         raise UsageError(f"{path} is not UTF-8: {exc.reason} at byte {exc.start}.") from exc
-    except tomllib.TOMLDecodeError as exc:
+    except (tomllib.TOMLDecodeError, RecursionError) as exc:
         raise UsageError(f"{path} is not TOML: {exc}.") from exc
     reader = _Reader(path.absolute().parent)
     config = reader.config(table)

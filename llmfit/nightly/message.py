@@ -10,7 +10,9 @@ from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 from llmfit.errors import StoreError, UsageError
-from llmfit.report._text import plain
+from llmfit.network import is_offline
+from llmfit.redaction import known_secrets
+from llmfit.report._text import in_chat, plain
 from llmfit.report.night import not_done, summary
 from llmfit.report.regressions import cell_line, grouped
 from llmfit.trend_records import Report
@@ -19,10 +21,6 @@ WEBHOOK_VARIABLE = "LLMFIT_WEBHOOK_URL"
 """The address is a secret: it is in the environment, and in no command line or file."""
 _TIMEOUT_S = 20
 _MESSAGE_LINES = 10
-_SECRET_NAME = re.compile(
-    r"TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|CREDENTIAL|WEBHOOK", re.IGNORECASE
-)
-_SHORTEST_SECRET = 6
 _PATH = re.compile(
     r"(?<![\w:/.])(?:~|[A-Za-z]:)?[/\\](?:[^\s/\\'\",;:()]+[/\\])*([^\s/\\'\",;:()]*)"
 )
@@ -36,19 +34,25 @@ def message_text(report: Report) -> str:
     lines += [f"• {cell_line(cell)}" for cell in not_done(report)]
     if len(lines) > _MESSAGE_LINES:
         lines = [*lines[:_MESSAGE_LINES], f"… and {len(lines) - _MESSAGE_LINES} more"]
-    return without_private("\n".join(lines))
+    return in_chat(without_private("\n".join(lines)))
 
 
 def without_private(text: str) -> str:
-    """``text`` with absolute paths cut to their last part, and secrets of the environment out."""
-    for name, value in os.environ.items():
-        if _SECRET_NAME.search(name) and len(value) >= _SHORTEST_SECRET:
-            text = text.replace(value, "•••")
+    """``text`` with absolute paths cut to their last part, and without secrets."""
+    text = known_secrets().hide(text)
     return _PATH.sub(lambda found: f"…/{found.group(1)}" if found.group(1) else "…/", text)
 
 
 def webhook_url() -> str:
-    """The webhook's address from the environment. Raises UsageError where there is none."""
+    """The webhook's address from the environment.
+
+    Raises UsageError where there is none, or no network is to be used.
+    """
+    if is_offline():
+        raise UsageError(
+            "--offline and --webhook exclude each other: a webhook is on the network.",
+            hint="drop one",
+        )
     url = os.environ.get(WEBHOOK_VARIABLE, "")
     if urlsplit(url).scheme not in ("https", "http"):
         raise UsageError(

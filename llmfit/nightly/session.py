@@ -28,6 +28,7 @@ from llmfit.keeping import Keeping
 from llmfit.nightly.baseline import check_baseline, find_regressions
 from llmfit.nightly.config import EMBEDDED, Cell, NightlyConfig
 from llmfit.records import Comparison, RunRecord
+from llmfit.redaction import known_secrets
 from llmfit.runner.forkserver import ForkServers
 from llmfit.store.place import machine_name, utc_now
 from llmfit.trend_records import CellResult, NightHead, NightResult
@@ -102,6 +103,7 @@ def run_night(
             notes=notes,
             command=command,
         )
+        result = known_secrets().hide_in(result)
         store.end_session(result)
     return result
 
@@ -137,7 +139,7 @@ def _session(store: Store, config: NightlyConfig) -> tuple[NightHead, tuple[str,
     begun = store.unended_session(machine, config.digest, since=since)
     if begun is not None:
         return begun, (f"goes on with the night that was interrupted, begun {begun.started_at}",)
-    head = NightHead(
+    night = NightHead(
         session_id=f"{datetime.now(UTC):%Y%m%d-%H%M%S}-night-{secrets.token_hex(3)}",
         title=config.title,
         machine=machine,
@@ -145,6 +147,7 @@ def _session(store: Store, config: NightlyConfig) -> tuple[NightHead, tuple[str,
         config_hash=config.digest,
         tag=config.tag,
     )
+    head = known_secrets().hide_in(night)
     store.begin_session(head)
     return head, ()
 

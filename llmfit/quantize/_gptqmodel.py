@@ -18,7 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from llmfit.errors import LlmfitError, QuantizationError
+from llmfit.errors import LlmfitError, QuantizationError, first_line
 from llmfit.foreign_errors import LibraryErrors
 from llmfit.foreign_files import check_configs
 
@@ -242,7 +242,7 @@ def quantize_to(
         raise
     except Exception as exc:  # GPTQModel raises every kind, bare Exception too
         raise QuantizationError(
-            f"GPTQModel could not quantise {model_path}: {type(exc).__name__}: {exc}",
+            f"GPTQModel could not quantise {model_path}: {type(exc).__name__}: {first_line(exc)}.",
             hint=_HINT,
         ) from exc
     finally:

@@ -2,11 +2,14 @@
 
     root/
       <kind>-<hash>/        one artifact: what ``make`` wrote, and artifact.json
-      .making-<key>-<random>/   being made, or left by a crash
+      .making-<key>-<random>/   being made, or left by a crash; private
       .locks/<key>.lock     held while <key> is made or removed
       .hashes.json          content hashes of model files (see ``fingerprint``)
 
-An artifact appears under its name by one rename, so it is whole or absent.
+An artifact appears under its name by one rename, so it is whole or absent. What damages it later
+is seen by the checksums in its artifact.json: all of it is read over each time before it is served.
+That costs what reading it costs, which loading then does from the page cache. Size, time and inode,
+which ``fingerprint`` goes by for a user's own files, would not tell of a disk that forgets.
 """
 
 from __future__ import annotations
@@ -29,17 +32,20 @@ from typing import Any
 import platformdirs
 from filelock import FileLock, Timeout
 
-from llmfit.errors import StoreError, UsageError
-from llmfit.files import write_atomically
+from llmfit.errors import LlmfitError, StoreError, UsageError, first_line
+from llmfit.files import pieces_hash, write_atomically
 from llmfit.quantize.fingerprint import FileHashes
 from llmfit.units import format_bytes
 
 FORMAT_VERSION = 1
 """Part of every key: raised when artifacts made by older code must not be served any more."""
+MANIFEST_VERSION = 2
+"""Of artifact.json: an artifact with another one is made again in its place."""
 
 Setting = str | int | float | bool | None
 
 _MANIFEST = "artifact.json"
+_PRIVATE = 0o700
 _MAKING = ".making-"
 # Only folders with such names are ours, so that a --cache-dir pointed at a folder of other
 # things lists and clears none of them.
@@ -62,6 +68,20 @@ class CacheEntry:
     """Why the artifact cannot be used (it is then made again when asked for); None when whole."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Artifact:
+    """An artifact as it is served."""
+
+    path: Path
+    """Its folder."""
+    make_s: float | None = None
+    """Seconds that making it took; None: it was ready."""
+    check_s: float = 0.0
+    """Seconds beside those: it was read over, or another process made it."""
+    notes: tuple[str, ...] = ()
+    """That it was damaged, for the row's record."""
+
+
 class ArtifactCache:
     """A folder of quantised artifacts, shared safely between processes."""
 
@@ -77,25 +97,30 @@ class ArtifactCache:
         model_path: Path,
         settings: Mapping[str, Setting],
         make: Callable[[Path], None],
-    ) -> tuple[Path, float | None]:
-        """The artifact's folder, and the seconds that making it took (None: it was ready).
+    ) -> Artifact:
+        """The artifact, whole: as it is kept, or made where it is missing or damaged.
 
         ``make`` fills the empty folder that it is given; what it raises is passed on and leaves
         nothing behind. Of two processes that want one artifact, one makes it and the other
         waits. Raises StoreError when the cache cannot be written, ModelNotFound for a
         ``model_path`` without a model.
         """
+        started = time.perf_counter()
+        made_s: float | None = None
+        notes: tuple[str, ...] = ()
         with _store_errors(self.root):
             key = self._key(kind, model_path, settings)
             folder = self.root / key
-            if _damage(folder) is None:
-                return folder, None
-            self._prepare_root()
-            self.sweep()
-            with self._lock(key):
-                if _damage(folder) is None:
-                    return folder, None
-                return folder, self._make(key, kind, model_path, settings, make)
+            if _damage(folder, read_over=True) is not None:
+                self._prepare_root()
+                self.sweep()
+                with self._lock(key):
+                    damage = _damage(folder, read_over=True)
+                    if damage is not None:
+                        notes = _damage_note(folder, damage)
+                        made_s = self._make(key, kind, model_path, settings, make)
+        check_s = time.perf_counter() - started - (made_s or 0.0)
+        return Artifact(path=folder, make_s=made_s, check_s=check_s, notes=notes)
 
     @contextmanager
     def scratch(self, kind: str, size_bytes: int) -> Iterator[Path]:
@@ -112,17 +137,22 @@ class ArtifactCache:
             lock = self._lock(key)
             with lock:
                 folder = self.root / f"{_MAKING}{key}-{uuid.uuid4().hex}"
-                folder.mkdir()
+                folder.mkdir(mode=_PRIVATE)
                 try:
-                    yield folder
+                    with _full_disk_told(folder):
+                        yield folder
                 finally:
                     shutil.rmtree(folder, ignore_errors=True)
                     Path(lock.lock_file).unlink(missing_ok=True)  # nobody else has this key
 
-    def entries(self) -> tuple[CacheEntry, ...]:
-        """What the cache holds, newest first; damaged artifacts are listed as such."""
+    def entries(self, *, read_over: bool = False) -> tuple[CacheEntry, ...]:
+        """What the cache holds, newest first; damaged artifacts are listed as such.
+
+        Files of another size, or missing ones, are seen at once; with ``read_over`` other contents
+        are too, which takes as long as reading everything.
+        """
         with _store_errors(self.root):
-            found = [_entry(folder) for folder in self._folders()]
+            found = [_entry(folder, read_over=read_over) for folder in self._folders()]
         return tuple(sorted(found, key=_age))
 
     def clear(self, keys: Collection[str] | None = None) -> tuple[CacheEntry, ...]:
@@ -176,21 +206,27 @@ class ArtifactCache:
         settings: Mapping[str, Setting],
         make: Callable[[Path], None],
     ) -> float:
-        # Not tempfile's: its folders are for one user, a cache may be shared.
-        temporary = self.root / f"{_MAKING}{key}-{uuid.uuid4().hex}"
+        # The inner one is what stays, with the user's own permissions: a cache may be shared.
+        private = self.root / f"{_MAKING}{key}-{uuid.uuid4().hex}"
+        private.mkdir(mode=_PRIVATE)
+        temporary = private / key
         temporary.mkdir()
         try:
             start = time.perf_counter()
-            make(temporary)
+            with _full_disk_told(temporary):
+                make(temporary)
             seconds = time.perf_counter() - start
             manifest = {
-                "format": FORMAT_VERSION,
+                "format": MANIFEST_VERSION,
                 "kind": kind,
                 "model": _model_name(model_path),
                 "settings": dict(settings),
                 "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
                 "seconds": seconds,
-                "files": _sizes(temporary),
+                "files": {
+                    name: {"bytes": size, "hash": pieces_hash(temporary / name)}
+                    for name, size in _sizes(temporary).items()
+                },
             }
             write_atomically(temporary / _MANIFEST, json.dumps(manifest, indent=2))
             _flush(temporary)
@@ -200,7 +236,7 @@ class ArtifactCache:
             temporary.replace(folder)
             _flush_folder(self.root)
         finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            shutil.rmtree(private, ignore_errors=True)
         return seconds
 
     def _remove(self, entry: CacheEntry) -> bool:
@@ -238,6 +274,25 @@ def _store_errors(root: Path) -> Iterator[None]:
         raise StoreError(f"cannot use the artifact cache {root}: {exc}.", hint=_HINT) from exc
 
 
+@contextmanager
+def _full_disk_told(folder: Path) -> Iterator[None]:
+    """Raise the system's error for a full disk where something else failed because of it.
+
+    NumPy, Rust and C++ libraries say it in words of their own or not at all, so the disk is looked
+    at while what was written is still there.
+    """
+    try:
+        yield
+    except Exception as exc:
+        said = isinstance(exc, StoreError) or (isinstance(exc, OSError) and exc.errno is not None)
+        full = os.strerror(errno.ENOSPC)
+        free_bytes = shutil.disk_usage(folder).free
+        if said or (full not in str(exc) and free_bytes >= _FULL_BELOW_BYTES):
+            raise
+        cause = exc.message if isinstance(exc, LlmfitError) else first_line(exc)
+        raise OSError(errno.ENOSPC, f"{full} ({cause})", str(folder)) from exc
+
+
 def _require_free(folder: Path, size_bytes: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < size_bytes:
@@ -248,6 +303,8 @@ def _require_free(folder: Path, size_bytes: int) -> None:
         )
 
 
+_FULL_BELOW_BYTES = 2**20
+"""Free on a disk that a failed write of a tensor has filled: less than the piece it lacked."""
 # Of a write that fails half-way the system names no file.
 _FULL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO))
 
@@ -255,15 +312,26 @@ _FULL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO))
 def _read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest, or ValueError or OSError."""
     manifest = json.loads((folder / _MANIFEST).read_text("utf-8"))
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT_VERSION:
-        raise ValueError(f"{_MANIFEST} is not of format {FORMAT_VERSION}")
-    if not isinstance(manifest.get("files"), dict):
+    if not isinstance(manifest, dict) or manifest.get("format") != MANIFEST_VERSION:
+        raise ValueError(f"{_MANIFEST} is not of format {MANIFEST_VERSION}")
+    files = manifest.get("files")
+    if not isinstance(files, dict) or not all(isinstance(said, dict) for said in files.values()):
         raise ValueError(f"{_MANIFEST} lists no files")
     return manifest
 
 
-def _damage(folder: Path) -> str | None:
-    """Why an artifact cannot be used, or None; an absent folder counts as damaged."""
+def _damage_note(folder: Path, damage: str) -> tuple[str, ...]:
+    """What a row's record says of an artifact that was there and cannot be used."""
+    if not folder.exists():
+        return ()
+    return (f"the cached artifact was damaged ({damage}): made again",)
+
+
+def _damage(folder: Path, *, read_over: bool = False) -> str | None:
+    """Why an artifact cannot be used, or None; an absent folder counts as damaged.
+
+    With ``read_over`` the contents are held against their checksums.
+    """
     try:
         files = _read_manifest(folder)["files"]
     except FileNotFoundError:
@@ -271,15 +339,22 @@ def _damage(folder: Path) -> str | None:
     except (OSError, ValueError) as exc:
         return f"{_MANIFEST} cannot be read: {exc}"
     sizes = _sizes(folder)
-    for name, size in files.items():
-        if sizes.get(name) != size:
-            return f"{name} has {sizes.get(name, 'no')} bytes instead of {size}"
+    for name, said in files.items():
+        if sizes.get(name) != said.get("bytes"):
+            return f"{name} has {sizes.get(name, 'no')} bytes instead of {said.get('bytes')}"
+    for name in files if read_over else ():
+        try:
+            found = pieces_hash(folder / name)
+        except OSError as exc:  # a disk that cannot read it any more
+            return f"{name} cannot be read: {exc.strerror}"
+        if found != files[name].get("hash"):
+            return f"the content of {name} is not what was written"
     return None
 
 
-def _entry(folder: Path) -> CacheEntry:
+def _entry(folder: Path, *, read_over: bool = False) -> CacheEntry:
     size_bytes = sum(_sizes(folder).values())
-    damaged = _damage(folder)
+    damaged = _damage(folder, read_over=read_over)
     try:
         manifest = _read_manifest(folder)
         created_at = datetime.fromisoformat(str(manifest["created_at"]))

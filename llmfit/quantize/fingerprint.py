@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from llmfit.errors import ModelNotFound
-from llmfit.files import write_atomically
+from llmfit.files import file_hash, write_atomically
 from llmfit.quantization import OLD_FILES
 
 # What the weights, the architecture and the tokenizer are read from; a README or a licence
@@ -104,12 +104,6 @@ class FileHashes:
         with contextlib.suppress(OSError):
             self._memory.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(self._memory, json.dumps(known | fresh, indent=0))
-
-
-def file_hash(file: Path) -> str:
-    """BLAKE2b-160 of a file's content, read in chunks; hexadecimal."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=20)).hexdigest()
 
 
 def _model_files(model_path: Path) -> list[Path]:

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from llmfit.errors import QuantizationError
-from llmfit.quantize.cache import ArtifactCache, Setting
+from llmfit.quantize.cache import Artifact, ArtifactCache, Setting
 from llmfit.quantize.gguf_checkout import Checkout
 from llmfit.quantize.gguf_convert import FLOAT_FILE_TYPES, FloatType, convert, stored_dtype
 
@@ -54,12 +55,11 @@ def make_gguf(
     threads: int,
     progress: Callable[[str, int, int], None],
     checkout: Checkout | None = None,
-) -> tuple[Path, float | None]:
-    """The GGUF file of the model ``folder`` in ``file_type``, and the seconds that making it took.
+) -> Artifact:
+    """The GGUF file of the model ``folder`` in ``file_type``.
 
-    With ``checkout`` its converter is used, for every architecture. None seconds mean that it
-    was cached. Raises ModelLoadError for a model that cannot be converted, QuantizationError
-    where llama.cpp refuses.
+    With ``checkout`` its converter is used, for every architecture. Raises ModelLoadError for a
+    model that cannot be converted, QuantizationError where llama.cpp refuses.
     """
 
     def write(target: Path, dtype: FloatType) -> None:
@@ -83,8 +83,8 @@ def make_gguf(
         settings["converter"] = CONVERTER_VERSION
     else:
         settings["llama_cpp"] = checkout.content_hash()
-    artifact, seconds = cache.get_or_make("gguf", folder, settings, make)
-    return artifact / _FILE, seconds
+    artifact = cache.get_or_make("gguf", folder, settings, make)
+    return replace(artifact, path=artifact.path / _FILE)
 
 
 def quantize(

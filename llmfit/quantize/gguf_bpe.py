@@ -104,6 +104,6 @@ def _pre_tokenizer(parts: dict[str, Any]) -> str:
     ignore_merges = bool(parts["model"].get("ignore_merges"))
     name = _PRE_TOKENIZERS.get((tuple(steps), ignore_merges))
     if name is None:
-        said = shortened(" + ".join(steps))
+        said = shortened(" + ".join(steps), length=600)
         raise refused(f"the pre-tokenizer {said} (ignore_merges {ignore_merges})")
     return name

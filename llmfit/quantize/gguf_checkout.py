@@ -20,7 +20,7 @@ from pathlib import Path
 
 from llmfit.child import end_with_parent, ending, environment
 from llmfit.errors import QuantizationError, UsageError
-from llmfit.quantize.fingerprint import file_hash
+from llmfit.files import file_hash
 
 _SCRIPT = "convert_hf_to_gguf.py"
 _LAST_LINES = 5

@@ -31,7 +31,7 @@ def write_rope(writer: GGUFWriter, shape: GgufShape) -> None:
     elif kind == "yarn":
         # These change yarn's temperature in ways that GGUF has no key for.
         unusual = [key for key in ("attention_factor", "mscale", "mscale_all_dim") if rope.get(key)]
-        refuse(bool(unusual), f"rope scaling {dict(rope)}")
+        refuse(bool(unusual), f"rope scaling with {' and '.join(unusual)}")
         writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
         writer.add_rope_scaling_factor(rope["factor"])
         writer.add_rope_scaling_orig_ctx_len(trained)

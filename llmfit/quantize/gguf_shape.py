@@ -177,7 +177,7 @@ def _require_computable(config: dict[str, Any], shape: GgufShape) -> None:
         (partial != 1.0 and not architecture.partial_rope) or not 0 < shape.rotary_dim <= head_dim,
         f"partial_rotary_factor {partial}",
     )
-    refuse(kind not in architecture.rope_types, f"rope scaling {shortened(dict(shape.rope))}")
+    refuse(kind not in architecture.rope_types, f"rope scaling of the type {kind}")
     refuse(
         architecture.square_attention and shape.head_dim * shape.heads != shape.hidden,
         f"{shape.heads} heads of {shape.head_dim} at hidden size {shape.hidden} "

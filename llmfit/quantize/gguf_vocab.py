@@ -9,6 +9,7 @@ Everything else is refused: a file that tokenises in another way would mislead i
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from llmfit.quantize.gguf_tokens import (
     GgufVocabulary,
     index_or_none,
     read_json,
+    refused,
 )
 
 _OTHER_FORM = (AttributeError, LookupError, OverflowError, StopIteration, TypeError, ValueError)
@@ -47,7 +49,16 @@ def read_vocabulary(folder: Path, *, vocab_size: int) -> GgufVocabulary:
             f"the tokenizer in {folder} is not of the form that tokenizers writes "
             f"({type(exc).__name__}: {str(exc)[:200]})."
         ) from exc
+    _require_different(vocabulary.tokens)
     return vocabulary
+
+
+def _require_different(tokens: tuple[str, ...]) -> None:
+    """Raise ModelLoadError where two tokens are one text: llama.cpp ends the process then."""
+    if len(set(tokens)) == len(tokens):
+        return
+    twice = next(token for token, count in Counter(tokens).items() if count > 1)
+    raise refused(f"the token {shortened(twice)} under two ids")
 
 
 def _read_tokenizer(folder: Path, parts: dict[str, Any] | None, vocab_size: int) -> GgufVocabulary:

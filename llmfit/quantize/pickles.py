@@ -55,9 +55,10 @@ def as_safetensors(folder: Path, cache: ArtifactCache) -> tuple[Path, str | None
                 if not file.name.endswith(".index.json"):
                     shutil.copyfile(file, target / file.name)
 
-    made, _ = cache.get_or_make("safetensors", folder, {}, make)
+    made = cache.get_or_make("safetensors", folder, {}, make)
     names = ", ".join(file.name for file in found)
-    return made, f"weights taken out of a pickle (--allow-pickle): {names}"
+    taken = f"weights taken out of a pickle (--allow-pickle): {names}"
+    return made.path, "; ".join((taken, *made.notes))
 
 
 def with_safetensors(spec: ModelSpec, plan: Plan) -> tuple[ModelSpec, tuple[str, ...]]:

@@ -84,7 +84,7 @@ def _perplexity(rows: Rows, detail: Detail) -> Column:
         return text
 
     standard = reference_row(rows)
-    name = REFERENCE if standard is None else standard.backend
+    name = REFERENCE if standard is None else plain(standard.backend)
     unit = "token ±" if spread else "token"
     return Column(
         head="perplexity",

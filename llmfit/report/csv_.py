@@ -14,7 +14,7 @@ from llmfit.records import (
     Sampled,
     SpeedPrediction,
 )
-from llmfit.report._text import visible
+from llmfit.report._text import in_csv
 
 Value = str | int | float | bool | None
 
@@ -190,7 +190,4 @@ def _tasks(row: RunRecord) -> dict[str, Value]:
 def _field(value: Value) -> Value:
     if isinstance(value, bool):
         return str(value).lower()
-    if isinstance(value, str):
-        text = visible(value, keep="\n")
-        return f"'{text}" if text.startswith(("=", "+", "-", "@", "\n")) else text
-    return value
+    return in_csv(value) if isinstance(value, str) else value

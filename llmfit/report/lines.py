@@ -240,7 +240,9 @@ def _profiles(rows: tuple[RunRecord, ...]) -> tuple[str, ...]:
     for row in rows:
         if row.profile is None:
             continue
-        groups = (f"{g.name} {format_percent(g.share, decimals=0)}" for g in row.profile.groups)
+        groups = (
+            f"{plain(g.name)} {format_percent(g.share, decimals=0)}" for g in row.profile.groups
+        )
         step = format_seconds(row.profile.step_s)
         lines.append(f"a decode step of {plain(row.backend)}, {step}: {', '.join(groups)}")
     return tuple(lines)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from llmfit.report._text import plain
-from llmfit.report.markdown import escape, render_markdown, table_line
+from llmfit.report._text import in_markdown, plain
+from llmfit.report.markdown import render_markdown, table_line
 from llmfit.report.regressions import cause_text, cell_line, metric_name, size_text
 from llmfit.trend_records import CellResult, Regression, Report
 
@@ -30,19 +30,23 @@ def render_report_markdown(report: Report) -> str:
     if night is not None:
         facts.insert(1, f"machine {night.machine}")
     lines = [
-        f"# {escape(plain(report.title))}",
+        f"# {in_markdown(plain(report.title))}",
         "",
-        escape(plain(" · ".join(facts))),
+        in_markdown(plain(" · ".join(facts))),
         "",
-        f"**{escape(summary(report))}**",
+        f"**{in_markdown(summary(report))}**",
         "",
     ]
     if report.regressions:
         lines += ["## What became worse", "", *_table(report.regressions), ""]
-    if missing := [f"- {escape(cell_line(cell))}" for cell in not_done(report)]:
+    if missing := [f"- {in_markdown(cell_line(cell))}" for cell in not_done(report)]:
         lines += ["## What was not measured", "", *missing, ""]
     for comparison in report.comparisons:
-        lines += [f"## {escape(plain(comparison.model.name))}", "", render_markdown(comparison)]
+        lines += [
+            f"## {in_markdown(plain(comparison.model.name))}",
+            "",
+            render_markdown(comparison),
+        ]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -55,8 +59,8 @@ def _table(found: tuple[Regression, ...]) -> list[str]:
             plain(each.key.model),
             plain(each.label),
             size_text(each),
-            f"{each.since_run} (good: {each.good_run})",
+            plain(f"{each.since_run} (good: {each.good_run})"),
             cause_text(each.causes).removeprefix("likely cause: "),
         )
-        lines.append(table_line(escape(cell) for cell in cells))
+        lines.append(table_line(in_markdown(cell) for cell in cells))
     return lines

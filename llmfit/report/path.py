@@ -78,14 +78,14 @@ def _numbered(path: MemoryPath) -> list[tuple[str, str, tuple[Rung, ...]]]:
 def _outcome(path: MemoryPath) -> str:
     last = path.rungs[-1]
     if not path.reached:
-        return _sentence(path.notes[-1])
+        return _sentence(plain(path.notes[-1]))
     need = last.measured_total_bytes
     how = "measured" if need is not None else "predicted"
     if need is None:
         need = last.predicted.total_bytes if last.predicted is not None else 0
     where = "RAM" if last.device == "cpu" else "GPU memory"
     target = format_bytes(path.target_bytes)
-    return f"{last.label} fits {target}: {format_bytes(need)} of {where}, {how}."
+    return f"{plain(last.label)} fits {target}: {format_bytes(need)} of {where}, {how}."
 
 
 def _legend(path: MemoryPath, full_width: int | None) -> list[str]:
@@ -134,7 +134,9 @@ def _columns(path: MemoryPath, detail: Detail) -> tuple[Column, ...]:
         for rung in rungs
     )
     chosen = [
-        Column(head="step", unit="", cells=tuple(rung.label for rung in rungs), align="left"),
+        Column(
+            head="step", unit="", cells=tuple(plain(rung.label) for rung in rungs), align="left"
+        ),
         Column(head="predicted", unit=name, cells=totals),
     ]
     if detail >= Detail.LEAN:
@@ -155,7 +157,9 @@ def _columns(path: MemoryPath, detail: Detail) -> tuple[Column, ...]:
         Column(
             head="quality",
             unit="published",
-            cells=tuple((rung.quality or UNKNOWN).removeprefix("perplexity ") for rung in rungs),
+            cells=tuple(
+                plain(rung.quality or UNKNOWN).removeprefix("perplexity ") for rung in rungs
+            ),
             align="left",
         ),
     ]

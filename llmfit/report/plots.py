@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmfit.report._colours import OKABE_ITO
+from llmfit.report._text import in_matplotlib
 from llmfit.report.study import heading
 from llmfit.study_records import StudyPlot, StudyResult
 
@@ -41,7 +42,7 @@ def draw(result: StudyResult, files: Sequence[Path]) -> None:
         axes = figure.subplots(1, len(result.plots), squeeze=False)[0]
         for axis, plot in zip(axes, result.plots, strict=True):
             _panel(axis, plot)
-        figure.suptitle(heading(result), fontsize=9)
+        figure.suptitle(in_matplotlib(heading(result)), fontsize=9)
         for file in files:
             metadata: dict[str, Any] = {"Date": None} if file.suffix == ".svg" else {}
             figure.savefig(file, dpi=_DPI, metadata=metadata)
@@ -49,9 +50,9 @@ def draw(result: StudyResult, files: Sequence[Path]) -> None:
 
 def _panel(axis: Axes, plot: StudyPlot) -> None:
     (_bars if plot.kind == "bars" else _lines)(axis, plot)
-    axis.set_title(plot.title, fontsize=10)
-    axis.set_xlabel(plot.x_label)
-    axis.set_ylabel(plot.y_label)
+    axis.set_title(in_matplotlib(plot.title), fontsize=10)
+    axis.set_xlabel(in_matplotlib(plot.x_label))
+    axis.set_ylabel(in_matplotlib(plot.y_label))
     if plot.log_y:
         axis.set_yscale("log")
     axis.grid(visible=True, axis="both" if plot.kind == "lines" else "y", alpha=0.3)
@@ -66,7 +67,7 @@ def _lines(axis: Axes, plot: StudyPlot) -> None:
         axis.plot(
             [x for x, _ in points],
             [y for _, y in points],
-            label=series.name,
+            label=in_matplotlib(series.name),
             color=_COLOURS[index % len(_COLOURS)],
             marker=_MARKS[index % len(_MARKS)],
             markersize=4,
@@ -93,11 +94,12 @@ def _bars(axis: Axes, plot: StudyPlot) -> None:
             [place for place, _ in places],
             [value for _, value in places],
             width=width,
-            label=series.name,
+            label=in_matplotlib(series.name),
             color=_COLOURS[index % len(_COLOURS)],
             alpha=0.45 if series.reference else 1.0,
             hatch="//" if series.reference else None,
         )
     turned = sum(map(len, names)) > 45
-    axis.set_xticks(range(len(names)), names, rotation=30 if turned else 0,
+    shown = [in_matplotlib(name) for name in names]
+    axis.set_xticks(range(len(names)), shown, rotation=30 if turned else 0,
                     ha="right" if turned else "center")  # fmt: skip

@@ -14,8 +14,7 @@ from llmfit.planning.comparing.reference import (
 )
 from llmfit.report._column import UNKNOWN, Column
 from llmfit.report._layout import hanging, styled, widest
-from llmfit.report._text import plain
-from llmfit.report.markdown import escape
+from llmfit.report._text import in_markdown, plain
 from llmfit.units import GB, format_number, format_percent, format_rate
 
 if TYPE_CHECKING:
@@ -91,20 +90,22 @@ def _markdown(found: ReferenceComparison) -> str:
     for metric in METRICS:
         head, unit = _HEADS[metric]
         heads += [f"{head}, {unit}: ours", "table", "ratio"]
-    lines = [f"**{escape(_heading(found))}**", "", _line(heads)]
+    lines = [f"**{in_markdown(_heading(found))}**", "", _line(heads)]
     lines.append(_line(["---", *["---:"] * (len(heads) - 1)]))
     for row in found.rows:
         marks = ",".join(str(n) for n, owners in enumerate(reasons.values(), 1) if row in owners)
-        cells = [escape(plain(row.label)) + (f" <sup>{marks}</sup>" if marks else "")]
+        cells = [in_markdown(plain(row.label)) + (f" <sup>{marks}</sup>" if marks else "")]
         for metric in METRICS:
             figure = row.figure(metric)
             cells += [_ours(metric, figure), _text(metric, figure.reference), _ratio(figure)]
         lines.append(_line(cells))
     lines.append("")
-    lines += [f"<sup>{number}</sup> {escape(text)}  " for number, text in enumerate(reasons, 1)]
+    lines += [
+        f"<sup>{number}</sup> {in_markdown(text)}  " for number, text in enumerate(reasons, 1)
+    ]
     if reasons:
         lines.append("")
-    lines += [f"- {escape(line)}" for line in _legend(found)]
+    lines += [f"- {in_markdown(line)}" for line in _legend(found)]
     return "\n".join(lines) + "\n"
 
 

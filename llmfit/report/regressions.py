@@ -80,7 +80,7 @@ def grouped(found: Sequence[Regression]) -> tuple[RegressionGroup, ...]:
         groups.setdefault((each.key.model, each.since_run, each.causes), []).append(each)
     return tuple(
         RegressionGroup(
-            head=f"{plain(model)} since {run_id}: {cause_text(causes)}",
+            head=f"{plain(model)} since {plain(run_id)}: {cause_text(causes)}",
             lines=tuple(
                 f"{metric_name(each.key.metric)}, {plain(each.label)}: {size_text(each)}"
                 for each in members

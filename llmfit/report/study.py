@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Literal
 
 from llmfit.report._column import UNKNOWN, Column, Detail
 from llmfit.report._layout import hanging, styled, widest
-from llmfit.report._text import plain
-from llmfit.report.markdown import escape, table_line
+from llmfit.report._text import in_markdown, markdown_code, plain
+from llmfit.report.markdown import table_line
 from llmfit.study_records import (
     Cell,
     StudyCheck,
@@ -115,15 +115,18 @@ def _table(table: StudyTable, width: int) -> tuple[RenderableType, int | None]:
 def _columns(table: StudyTable, detail: Detail) -> tuple[Column, ...]:
     """The first column names the rows; the least detail drops intervals and what may go."""
     names = Column(
-        head=table.head, unit="", cells=tuple(plain(row.name) for row in table.rows), align="left"
+        head=plain(table.head),
+        unit="",
+        cells=tuple(plain(row.name) for row in table.rows),
+        align="left",
     )
     wide = detail >= Detail.LEAN
     return (
         names,
         *(
             Column(
-                head=column.head,
-                unit=column.under,
+                head=plain(column.head),
+                unit=plain(column.under),
                 cells=tuple(_cell(row, column, interval=wide) for row in table.rows),
                 align="left" if column.unit == "text" else "right",
             )
@@ -213,32 +216,39 @@ def _bytes(value: float) -> str:
 
 
 def _markdown(result: StudyResult) -> str:
-    lines = [f"# {escape(heading(result))}", "", escape(plain(result.question)), ""]
+    lines = [f"# {in_markdown(heading(result))}", "", in_markdown(plain(result.question)), ""]
     for table in result.tables:
-        lines += [f"## {escape(plain(table.title))}", "", *_markdown_table(table), ""]
-        lines += [f"{mark} {escape(text)}  " for mark, text in _reasons(table)]
-        lines += [f"{escape(plain(note))}  " for note in table.notes]
+        lines += [f"## {in_markdown(plain(table.title))}", "", *_markdown_table(table), ""]
+        lines += [f"{mark} {in_markdown(text)}  " for mark, text in _reasons(table)]
+        lines += [f"{in_markdown(plain(note))}  " for note in table.notes]
         lines.append("")
     if result.checks:
         lines += ["## Must hold", ""]
-        lines += [f"- {_SIGNS[check.holds]} {escape(_check(check))}" for check in result.checks]
+        lines += [
+            f"- {_SIGNS[check.holds]} {in_markdown(_check(check))}" for check in result.checks
+        ]
         lines.append("")
     if result.findings:
-        lines += ["## Found", "", *(f"- {escape(plain(text))}" for text in result.findings), ""]
-    lines += [f"{escape(line)}  " for line in _around(result)]
+        lines += [
+            "## Found",
+            "",
+            *(f"- {in_markdown(plain(text))}" for text in result.findings),
+            "",
+        ]
+    lines += [f"{in_markdown(line)}  " for line in _around(result)]
     if result.command is not None:
-        lines += ["", f"    {plain(result.command)}"]
+        lines += ["", *markdown_code([plain(result.command)])]
     return "\n".join(lines).rstrip() + "\n"
 
 
 def _markdown_table(table: StudyTable) -> list[str]:
     shown = _columns(table, Detail.ALL)
     marks = dict(_reasons_by_row(table))
-    heads = (escape(f"{c.head}, {c.unit}" if c.unit else c.head) for c in shown)
+    heads = (in_markdown(f"{c.head}, {c.unit}" if c.unit else c.head) for c in shown)
     rules = ("---" if column.align == "left" else "---:" for column in shown)
     lines = [table_line(heads), table_line(rules)]
     for index in range(len(table.rows)):
-        cells = [escape(column.cells[index]) for column in shown]
+        cells = [in_markdown(column.cells[index]) for column in shown]
         if index in marks:
             cells[0] += f" {marks[index]}"
         lines.append(table_line(cells))

@@ -198,9 +198,9 @@ class ForkedWorker:
 
     def wait(self, limit_s: float) -> bool:
         """Wait for its end; False where it does not come."""
+        deadline = time.monotonic() + limit_s
         if self._told and self.returncode is None and self._server.answers(limit_s):
             self._hear()
-        deadline = time.monotonic() + limit_s
         while not (ended := self.ended()) and time.monotonic() < deadline:
             time.sleep(_POLL_S)  # the server has died: nobody else tells
         return ended

@@ -24,7 +24,7 @@ from typing import IO
 import msgspec
 
 from llmfit.backends.base import Progress, no_progress
-from llmfit.child import signal_name
+from llmfit.child import environment, signal_name
 from llmfit.device.processes import kill_descendants
 from llmfit.errors import LlmfitError
 from llmfit.records import Environment, Plan, RunRecord, to_builtins
@@ -37,8 +37,8 @@ from llmfit.runner.worker import blank_record
 from llmfit.units import format_bytes
 
 _POLL_S = 0.5
-_CRASHING_S = 10
-"""How long a worker that closed its pipe may take to end: a core dump is written meanwhile."""
+_CRASHING_S = 5
+"""How long a worker that closed its pipe may take to end: a GPU's driver closes its files too."""
 _KILLED_S = 60
 """How long a killed one may take: a GPU's driver frees its memory first."""
 _LONGEST_LINE_BYTES = 2**28
@@ -315,21 +315,17 @@ def fork_server(
     """
     if not ForkServer.available():
         return nullcontext()
-    environment, scoring = _environment(plan.offline), plan.evaluation is not None
+    given, scoring = _environment(plan.offline), plan.evaluation is not None
     if servers is not None:
-        return nullcontext(servers.server(environment, scoring=scoring))
-    return ForkServer(environment, scoring=scoring)
+        return nullcontext(servers.server(given, scoring=scoring))
+    return ForkServer(given, scoring=scoring)
 
 
 def _environment(offline: bool) -> dict[str, str]:
-    """The parent's environment, with llmfit importable where it was run from a source folder."""
-    package_root = str(Path(__file__).resolve().parents[2])
-    path = os.environ.get("PYTHONPATH")
-    added = {
-        "PYTHONPATH": package_root if not path else os.pathsep.join([package_root, path]),
+    return environment(offline=offline) | {
         "TOKENIZERS_PARALLELISM": "false",
+        "GGML_NO_BACKTRACE": "1",  # it would start a debugger where a check of its own fails
     }
-    return os.environ | added | ({"HF_HUB_OFFLINE": "1"} if offline else {})
 
 
 def _beyond_ram(ended: _Ended, watch: RamWatch) -> str | None:
@@ -364,5 +360,6 @@ def _reason(ended: _Ended, time_limit_s: float | None) -> str:
     if ended.code < 0:
         name = signal_name(-ended.code)
         cause = " (often the system running out of memory)" if name == "SIGKILL" else ""
-        return f"the worker was killed by {name} during {ended.stage!r}{cause}"
+        own = said if name == "SIGABRT" else ""  # a library's check failed, which says so
+        return f"the worker was killed by {name} during {ended.stage!r}{cause}{own}"
     return f"the worker ended with exit code {ended.code} during {ended.stage!r}{said}"

@@ -29,12 +29,16 @@ from llmfit.device.execution import is_out_of_memory
 from llmfit.device.limits import limit_private_memory
 from llmfit.device.memory import MemoryMeter, PeakMemory, private_bytes, resident_bytes
 from llmfit.errors import DoesNotFit, LlmfitError, TaskUnavailable, first_line
+from llmfit.evaluate.finite import check_logits
+from llmfit.measure import random_prompts
 from llmfit.records import Measurement, Memory, Plan, RunRecord, from_json
 from llmfit.runner.messages import Message, Stage, encode
 from llmfit.step_profile import profile_steps
 from llmfit.units import format_bytes
 
 _PROGRESS_INTERVAL_S = 0.1
+_CHECKED_TOKENS = 16
+"""Of the prompt, whose logits are looked at where nothing is scored: NaN spreads to all."""
 _UNTOUCHED_BYTES = 2**29
 """Private memory that is mapped and never touched: stacks of threads, the C heap's arenas. Source:
 70 MB in an idle worker with one thread; 8 MiB a thread's stack, glibc's arenas beside."""
@@ -81,6 +85,7 @@ def run_plan(plan: Plan, progress: Progress) -> RunRecord:
         too_much = _over_budget(record.memory, plan)
         if too_much is None:
             record = replace(_evaluate(record, deployer, progress), status="ok")
+            _check_logits(record, deployer)
         else:
             record = replace(record, status="does_not_fit", reason=too_much)
     except DoesNotFit as exc:
@@ -246,6 +251,14 @@ def _evaluate(record: RunRecord, deployer: Deployer, progress: Progress) -> RunR
         notes=record.notes + quality.notes,
         evaluate_s=quality.seconds,
     )
+
+
+def _check_logits(record: RunRecord, deployer: Deployer) -> None:
+    """Raise EvaluationError for logits that are no numbers, where no score has shown it."""
+    if record.hellaswag is None and record.perplexity is None:  # other tasks may be texts alone
+        plan, model = deployer.plan, deployer.model
+        prompt = random_prompts(plan.workload, model.vocab_size, plan.seed)[0]
+        check_logits(model, prompt[:_CHECKED_TOKENS])
 
 
 def _with_note(record: RunRecord, note: str) -> RunRecord:

@@ -14,6 +14,8 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from llmfit.errors import StoreError, UsageError, first_line
+from llmfit.redaction import without_passwords
+from llmfit.store.place import check_reachable
 
 VERSION = "0001"
 """Newest version of the tables: the revision of the last file in ``migrations/versions``."""
@@ -45,12 +47,15 @@ def url_of(place: str | Path) -> URL:
 
 def shown(url: URL) -> str:
     """The address without its password; of a file its path."""
-    return str(url.database) if _is_sqlite(url) else url.render_as_string(hide_password=True)
+    if _is_sqlite(url):
+        return str(url.database)
+    return without_passwords(url.render_as_string(hide_password=True))
 
 
 def connect(place: str | Path) -> Engine:
     """An engine on tables of this version. Raises UsageError and StoreError."""
     url = url_of(place)
+    check_reachable(str(place))
     if _is_sqlite(url):
         _make_folder(url)
     try:

@@ -6,7 +6,6 @@ those, a comparison's JSON or a run's folder ─► runs that are not there yet 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +15,7 @@ import msgspec
 
 from llmfit.errors import StoreError, UsageError
 from llmfit.files import write_atomically
-from llmfit.records import SCHEMA_VERSION, Comparison, from_json, to_json
+from llmfit.records import SCHEMA_VERSION, Comparison, from_json, keys_of, to_json
 from llmfit.report.csv_ import csv_text, flat_rows
 from llmfit.store.heads import RunHead
 from llmfit.store.place import utc_now
@@ -165,12 +164,9 @@ def _read_folder(folder: Path, machine: str | None) -> Iterator[StoredRun]:
 def _read_json(path: Path, machine: str | None) -> Iterator[StoredRun]:
     try:
         text = path.read_bytes()
-        value = json.loads(text)
     except OSError as exc:
         raise StoreError(f"cannot read {path}: {exc.strerror}.") from exc
-    except ValueError as exc:
-        raise StoreError(f"{path} is no record: it is not JSON ({exc}).") from exc
-    keys = value.keys() if isinstance(value, dict) else ()
+    keys = keys_of(text, source=str(path))
     if "runs" in keys:
         yield from from_json(Export, text, source=str(path)).runs
     elif "rows" in keys:

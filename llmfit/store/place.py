@@ -6,6 +6,10 @@ import os
 import platform
 from datetime import UTC, datetime
 
+from llmfit.errors import UsageError
+from llmfit.network import is_offline
+from llmfit.redaction import without_passwords
+
 PLACE_VARIABLE = "LLMFIT_STORE"
 MACHINE_VARIABLE = "LLMFIT_MACHINE"
 
@@ -15,6 +19,19 @@ def default_place() -> str:
     from platformdirs import user_data_path
 
     return os.environ.get(PLACE_VARIABLE) or str(user_data_path("llmfit") / "store.db")
+
+
+def check_reachable(place: str | None) -> None:
+    """Raise UsageError for a store on a network where none is to be used.
+
+    ``place`` of None is the default one. No connection is made.
+    """
+    told = default_place() if place is None else place
+    if is_offline() and "://" in told and not told.startswith("sqlite:"):
+        raise UsageError(
+            f"--offline uses no network, which the store {without_passwords(told)} is on.",
+            hint="--store FILE, or without --offline",
+        )
 
 
 def machine_name() -> str:

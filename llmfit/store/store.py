@@ -253,16 +253,23 @@ class Store:
             return frozenset(connection.execute(select(runs.c.run_id).where(of)).scalars())
 
     def unfinished(self, machine: str, model: str) -> RunLine | None:
-        """The newest run of that model there, where it has not ended. Raises StoreError."""
+        """The newest run of that model there that has not ended. Raises StoreError.
+
+        Others may have ended since, or seem to, where a clock was put right meanwhile.
+        """
         newest = (
             select(runs.c.run_id)
-            .where(runs.c.machine == machine, runs.c.model == model)
+            .outerjoin(conclusions)
+            .where(
+                runs.c.machine == machine,
+                runs.c.model == model,
+                conclusions.c.run_id.is_(None),
+            )
             .order_by(runs.c.started_at.desc(), runs.c.run_id.desc())
         )
         with reading(self._engine) as connection:
             run_id = connection.execute(newest.limit(1)).scalar()
-        line = None if run_id is None else self.line(run_id)
-        return None if line is None or line.ended else line
+        return None if run_id is None else self.line(run_id)
 
     def trends(self, *, machine: str | None = None, model: str | None = None) -> Trends:
         """How all rows and their figures went over time. Raises StoreError."""

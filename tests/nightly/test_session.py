@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from llmfit.errors import UsageError
@@ -51,6 +52,25 @@ class Count(Observer):
         self.ran.append(record.backend)
 
 
+class Servers(Observer):
+    """Which processes the rows were forked from."""
+
+    def __init__(self) -> None:
+        self.seen: list[int] = []
+
+    def row_done(self, record: RunRecord) -> None:
+        (server,) = self.alive()
+        self.seen.append(server)
+
+    @staticmethod
+    def alive() -> list[int]:
+        return [
+            child.pid
+            for child in psutil.Process().children()
+            if "llmfit.runner.forkserver" in " ".join(child.cmdline())
+        ]
+
+
 def test_a_planted_slowdown_is_found_and_named(
     night: Night, plugin: Plugin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -85,6 +105,9 @@ def test_a_row_that_fails_now_is_a_regression(
     assert {r.key.metric for r in result.regressions} == {"status"}
     assert len(result.regressions) == 2
     assert "no kernel for this card" in str(result.regressions[0].reason)
+    (cell,) = result.cells
+    assert (cell.status, cell.rows_ok) == ("failed", 0), "no row ran: it is not measured"
+    assert "no kernel for this card" in str(cell.reason) and not result.complete
 
 
 def test_an_interrupted_night_goes_on_row_by_row(night: Night, tmp_path: Path) -> None:
@@ -114,12 +137,20 @@ def test_other_settings_do_not_go_on(night: Night, tmp_path: Path) -> None:
 
 
 def test_what_fails_costs_only_itself(night: Night, tmp_path: Path) -> None:
-    """A model that is not there is a cell with its reason, and the others run."""
-    models = '[[models]]\nmodel = "/nowhere"\n[[models]]'
-    result = run(night(models=models), tmp_path)
-    assert [cell.status for cell in result.cells] == ["failed", "done"]
+    """A model that is not there is a cell with its reason, and the others run.
+
+    The libraries are imported once for all of them.
+    """
+    again = '[[models]]\nname = "again"'
+    models = f'[[models]]\nmodel = "/nowhere"\n{again}\nmodel = "embedded"\n[[models]]'
+    servers = Servers()
+    result = run(night(models=models), tmp_path, servers)
+    assert [cell.status for cell in result.cells] == ["failed", "done", "done"]
     assert "no folder '/nowhere'" in str(result.cells[0].reason)
-    assert not result.complete and result.cells[1].rows_ok == 2
+    assert not result.complete
+    assert [cell.rows_ok for cell in result.cells] == [0, 2, 2]
+    assert len(servers.seen) == 4 and len(set(servers.seen)) == 1
+    assert not Servers.alive()
 
 
 def test_the_night_s_time_limit_is_kept(night: Night, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -46,11 +47,12 @@ class Maker:
 def test_second_call_is_served(cache: ArtifactCache, model: Path) -> None:
     """An artifact is made once; the second call gives the same folder and no seconds."""
     maker = Maker()
-    first, seconds = cache.get_or_make("gptq", model, {"bits": 4}, maker)
-    second, again = cache.get_or_make("gptq", model, {"bits": 4}, maker)
-    assert (first, maker.calls, again) == (second, 1, None)
-    assert seconds is not None and seconds >= 0
-    assert (first / "weights.bin").read_text() == "artifact"
+    first = cache.get_or_make("gptq", model, {"bits": 4}, maker)
+    second = cache.get_or_make("gptq", model, {"bits": 4}, maker)
+    assert (first.path, maker.calls, second.make_s) == (second.path, 1, None)
+    assert first.make_s is not None and first.make_s >= 0
+    assert (first.path / "weights.bin").read_text() == "artifact"
+    assert first.notes == second.notes == ()
 
 
 def test_key_follows_content_and_settings(cache: ArtifactCache, model: Path) -> None:
@@ -58,7 +60,7 @@ def test_key_follows_content_and_settings(cache: ArtifactCache, model: Path) -> 
     maker = Maker()
 
     def folder(kind: str = "gptq", bits: int = 4) -> Path:
-        return cache.get_or_make(kind, model, {"bits": bits}, maker)[0]
+        return cache.get_or_make(kind, model, {"bits": bits}, maker).path
 
     seen = [folder(), folder(bits=8), folder(kind="awq")]
     (model / "tokenizer.json").write_text("{}")
@@ -73,9 +75,10 @@ def test_key_follows_content_and_settings(cache: ArtifactCache, model: Path) -> 
 
 def test_key_does_not_depend_on_the_place(cache: ArtifactCache, model: Path) -> None:
     """A moved model finds its artifact."""
-    first, _ = cache.get_or_make("gptq", model, {}, Maker())
+    first = cache.get_or_make("gptq", model, {}, Maker())
     moved = model.rename(model.with_name("elsewhere"))
-    assert cache.get_or_make("gptq", moved, {}, Maker()) == (first, None)
+    again = cache.get_or_make("gptq", moved, {}, Maker())
+    assert (again.path, again.make_s) == (first.path, None)
 
 
 def test_warm_hash_reads_no_weights(
@@ -103,18 +106,22 @@ def test_failing_make_leaves_nothing(cache: ArtifactCache, model: Path) -> None:
         cache.get_or_make("awq", model, {}, fail)
     assert [path for path in cache.root.rglob("*") if path.name == "half"] == []
     assert cache.entries() == ()
-    assert cache.get_or_make("awq", model, {}, Maker())[1] is not None
+    assert cache.get_or_make("awq", model, {}, Maker()).make_s is not None
 
 
 def test_damaged_artifact_is_listed_and_made_again(cache: ArtifactCache, model: Path) -> None:
     """A truncated file or a broken manifest is named by entries() and repaired on demand."""
     maker = Maker()
-    folder, _ = cache.get_or_make("gguf", model, {}, maker)
+    folder = cache.get_or_make("gguf", model, {}, maker).path
     (folder / "weights.bin").write_text("art")
     (entry,) = cache.entries()
     assert entry.damaged == "weights.bin has 3 bytes instead of 8"
-    assert cache.get_or_make("gguf", model, {}, maker)[1] is not None
-    for broken in ("{", "[]", '{"format": 1, "files": {}}'):
+    again = cache.get_or_make("gguf", model, {}, maker)
+    assert again.make_s is not None
+    assert again.notes == (
+        "the cached artifact was damaged (weights.bin has 3 bytes instead of 8): made again",
+    )
+    for broken in ("{", "[]", '{"format": 1, "files": {}}', '{"format": 2, "files": {"a": 1}}'):
         (folder / "artifact.json").write_text(broken)
         (entry,) = cache.entries()
         assert entry.damaged is not None and entry.kind == "gguf"
@@ -122,10 +129,60 @@ def test_damaged_artifact_is_listed_and_made_again(cache: ArtifactCache, model: 
     assert cache.entries() == ()
 
 
+def test_other_content_of_the_same_size_is_seen_before_it_is_served(
+    cache: ArtifactCache, model: Path
+) -> None:
+    """A bit that a disk forgot, size and time as they were: found, told, and made again."""
+    folder = cache.get_or_make("gguf", model, {}, Maker()).path
+    file = folder / "weights.bin"
+    before = file.stat()
+    file.write_text("ARTIFACT")
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert cache.entries()[0].damaged is None  # what the names and sizes tell
+    why = "the content of weights.bin is not what was written"
+    assert cache.entries(read_over=True)[0].damaged == why
+    again = cache.get_or_make("gguf", model, {}, Maker())
+    assert again.notes == (f"the cached artifact was damaged ({why}): made again",)
+    assert file.read_text() == "artifact"
+    assert cache.entries(read_over=True)[0].damaged is None
+
+
+def test_an_artifact_of_older_code_is_made_again_in_its_place(
+    cache: ArtifactCache, model: Path
+) -> None:
+    """Its manifest holds no checksums, so nobody knows whether it is whole."""
+    folder = cache.get_or_make("gguf", model, {}, Maker()).path
+    manifest = json.loads((folder / "artifact.json").read_text())
+    manifest |= {"format": 1, "files": {"weights.bin": 8}}
+    (folder / "artifact.json").write_text(json.dumps(manifest))
+    again = cache.get_or_make("gguf", model, {}, Maker())
+    assert again.path == folder and "not of format 2" in again.notes[0]
+
+
+def test_what_is_being_made_is_private_and_what_is_made_is_shared(
+    cache: ArtifactCache, model: Path
+) -> None:
+    """Nobody else puts a file into a half-made artifact; the whole one has the user's umask."""
+    seen = []
+
+    def make(folder: Path) -> None:
+        seen.append(stat.S_IMODE(folder.parent.stat().st_mode))
+        (folder / "weights.bin").touch()
+
+    before = os.umask(0o022)
+    try:
+        made = cache.get_or_make("gptq", model, {}, make).path
+    finally:
+        os.umask(before)
+    assert seen == [0o700]
+    assert stat.S_IMODE(made.stat().st_mode) == 0o755
+    assert stat.S_IMODE((made / "weights.bin").stat().st_mode) == 0o644
+
+
 def test_entries_and_clear(cache: ArtifactCache, model: Path) -> None:
     """entries() tells kind, model, size and settings; clear() removes what it is told, only."""
     cache.get_or_make("gptq", model, {"bits": 4, "act": False}, Maker("12345"))
-    kept, _ = cache.get_or_make("awq", model, {}, Maker())
+    kept = cache.get_or_make("awq", model, {}, Maker()).path
     entry = next(entry for entry in cache.entries() if entry.kind == "gptq")
     assert (entry.model, entry.size_bytes, entry.damaged) == ("tiny-model", 5, None)
     assert entry.settings == {"bits": 4, "act": False}
@@ -185,8 +242,8 @@ def make(folder):
     Path(sys.argv[3]).touch()
     time.sleep(float(sys.argv[4]))
 
-path, seconds = ArtifactCache(Path(sys.argv[1])).get_or_make("gptq", Path(sys.argv[2]), {}, make)
-print(json.dumps([str(path), seconds]))
+made = ArtifactCache(Path(sys.argv[1])).get_or_make("gptq", Path(sys.argv[2]), {}, make)
+print(json.dumps([str(made.path), made.make_s]))
 """
 
 
@@ -228,6 +285,5 @@ def test_killed_maker_is_swept_up(cache: ArtifactCache, model: Path, tmp_path: P
     assert len(list(cache.root.glob(".making-*"))) == 1
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    _, seconds = cache.get_or_make("gptq", model, {}, Maker())
-    assert seconds is not None
+    assert cache.get_or_make("gptq", model, {}, Maker()).make_s is not None
     assert list(cache.root.glob(".making-*")) == []

@@ -53,10 +53,9 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def make(folder: Path, file_type: str, root: Path) -> Path:
     """The artifact of one type, on one thread."""
-    file, _ = make_gguf(
+    return make_gguf(
         folder, file_type, cache=ArtifactCache(root), threads=1, progress=no_progress
-    )
-    return file
+    ).path
 
 
 @pytest.mark.parametrize("file_type", FILE_TYPES)
@@ -119,13 +118,14 @@ def test_made_once(wide: Path, tmp_path: Path) -> None:
     stages: list[tuple[str, int, int]] = []
 
     def ask(folder: Path, file_type: str) -> tuple[Path, float | None]:
-        return make_gguf(
+        made = make_gguf(
             folder,
             file_type,
             cache=cache,
             threads=1,
             progress=lambda *call: stages.append(call),
         )
+        return made.path, made.make_s
 
     first, seconds = ask(wide, "q4_k_m")
     assert seconds is not None

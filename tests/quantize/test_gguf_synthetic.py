@@ -92,9 +92,9 @@ def test_layout_is_that_of_a_real_model(case: str, tmp_path: Path) -> None:
     family, changes = CASES[case]
     folder = tmp_path / "model"
     save_model(folder, family, changes)
-    real, _ = make_gguf(
+    real = make_gguf(
         folder, "q4_k_m", cache=ArtifactCache(tmp_path / "c"), threads=1, progress=no_progress
-    )
+    ).path
     config = json.loads((folder / "config.json").read_text("utf-8"))
     made = gguf.GGUFReader(write(config, tmp_path / "synthetic.gguf"))
     expected = gguf.GGUFReader(real)

@@ -11,7 +11,7 @@ import pytest
 
 from llmfit.records import Comparison, TaskMetric, TaskResult, from_json
 from llmfit.report import render
-from llmfit.report.markdown import escape
+from llmfit.report._text import in_markdown
 from llmfit.testing import make_comparison, make_model, make_record
 
 NASTY = "a|b\n<script>*x*_y_`z`[l](u)\x1b[0m"
@@ -35,8 +35,8 @@ def test_markdown_cells_cannot_break_the_table() -> None:
 
 def test_markdown_escapes_only_what_means_something() -> None:
     """Words with underscores stay readable; emphasis and links are defused."""
-    assert escape("GGUF Q4_K_M acc_norm") == "GGUF Q4_K_M acc_norm"
-    assert escape("_a_ *b* [c](d) <e> &amp;") == r"\_a\_ \*b\* \[c\](d) \<e\> &amp;amp;"
+    assert in_markdown("GGUF Q4_K_M acc_norm") == "GGUF Q4_K_M acc_norm"
+    assert in_markdown("_a_ *b* [c](d) <e> &amp;") == r"\_a\_ \*b\* \[c\](d) \<e\> &amp;amp;"
 
 
 def test_csv_keeps_full_precision_and_reads_back() -> None:

@@ -7,13 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 
 from llmfit.records import ModelSpec, Plan, Workload
-from llmfit.runner.forkserver import ForkServer
+from llmfit.runner.forkserver import ForkServer, ForkServers
 from llmfit.runner.isolate import fork_server, probe_environment, run_isolated
 
 pytestmark = pytest.mark.skipif(not ForkServer.available(), reason="no fork of PyTorch here")
@@ -101,6 +102,32 @@ def test_without_its_server_a_row_starts_anew(embedded: ModelSpec) -> None:
             each.kill()
             each.wait()
         assert run_isolated(plan(embedded), server=server).status == "ok"
+
+
+def test_comparisons_in_a_row_share_a_server_while_it_suits(
+    embedded: ModelSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same for rows alike, another where it died or workers are to have other variables."""
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    with ForkServers() as shared:
+
+        def server(**changes: object) -> ForkServer | None:
+            asked = replace(plan(embedded), **changes)  # type: ignore[arg-type]
+            with fork_server(asked, shared) as found:
+                return found
+
+        first = server()
+        assert server(backend="bf16") is first
+        (process,) = servers()
+        process.kill()
+        process.wait()
+        second = server()
+        assert second is not first and server() is second
+        assert server(offline=True) is not second
+        monkeypatch.setenv("LLMFIT_ANY", "1")
+        other = server()
+        assert other is not second and len(servers()) == 1
+    assert not servers()
 
 
 @pytest.mark.slow

@@ -11,13 +11,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from html import escape
 from typing import Any
 
 from llmfit.planning.trends.steps import OF_TIME, steps
 from llmfit.records import Comparison, RunRecord
 from llmfit.report._colours import OKABE_ITO
-from llmfit.report._text import plain
+from llmfit.report._text import in_plotly, plain
 from llmfit.trend_records import Regression, Series
 from llmfit.units import format_bytes, format_number, format_percent, format_rate
 
@@ -54,7 +53,7 @@ def comparison_charts(comparison: Comparison) -> tuple[Chart, ...]:
 
 
 def _name(row: RunRecord) -> str:
-    return escape(plain(row.label))
+    return in_plotly(row.label)
 
 
 # ---------------------------------------------------------------- speed against quality
@@ -147,7 +146,7 @@ def _mark_of(
         },
         "hovertemplate": (
             f"{_name(row)}<br>{format_rate(rate)} tokens/s<br>{word} {format_number(value)}<br>"
-            f"memory {escape(told)}<extra></extra>"
+            f"memory {told}<extra></extra>"
         ),
         "showlegend": False,
     }
@@ -279,7 +278,7 @@ def time_chart(
     traces: list[dict[str, Any]] = []
     for index, each in enumerate(shown):
         colour = COLOURS[index % len(COLOURS)]
-        name = escape(plain(each.label))
+        name = in_plotly(each.label)
         times = [point.started_at for point in each.points]
         values = [point.value for point in each.points]
         traces.append(
@@ -292,7 +291,7 @@ def time_chart(
                 "error_y": _errors(each),
                 "line": {"color": colour},
                 "marker": {"symbol": _SYMBOLS[index % len(_SYMBOLS)], "size": 7},
-                "customdata": [escape(plain(point.run_id)) for point in each.points],
+                "customdata": [in_plotly(point.run_id) for point in each.points],
                 "hovertemplate": (
                     f"{name}<br>%{{y:.5g}}<br>%{{x}}<br>%{{customdata}}<extra></extra>"
                 ),
