@@ -194,6 +194,7 @@ def _compare(folders: Folders, number: int) -> Comparison:
         workload=Workload(prompt_tokens=16, new_tokens=4),
         evaluation=EvaluationSettings(limit=2) if full else None,
         device="cpu",
+        threads=1,
         cache_dir=str(folders.cache),
         keeping=llmfit.Keeping(runs_dir=str(folders.runs), store=str(folders.store)),
     )

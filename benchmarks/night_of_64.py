@@ -48,6 +48,7 @@ store = "store.db"
 [defaults]
 backends = {list(BACKENDS)}
 tasks = []
+threads = 1
 
 [workloads.short]
 prompt_tokens = 16

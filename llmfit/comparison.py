@@ -16,8 +16,10 @@ from pathlib import Path
 
 from llmfit.backends.registry import default_backends, get_backend, split_id
 from llmfit.errors import UsageError
+from llmfit.evaluate.fetch import fetch_data
 from llmfit.evaluate.score import may_need_hub
-from llmfit.evaluate.tasks import check_tasks
+from llmfit.evaluate.tasks import check_tasks, other_tasks
+from llmfit.files import expanded
 from llmfit.foreign_code import require_no_pickles
 from llmfit.hub import hub_reachable
 from llmfit.job import Judge, Observer, run_plans
@@ -222,12 +224,12 @@ def _with_absolute_paths(evaluation: EvaluationSettings) -> EvaluationSettings:
 
 
 def _absolute(path: str | None) -> str | None:
-    return None if path is None else str(Path(path).expanduser().absolute())
+    return None if path is None else str(expanded(path).absolute())
 
 
 def _checkpoint_place(place: str) -> str:
     """A path that is there as an absolute one, a hub id as it is."""
-    path = Path(place).expanduser()
+    path = expanded(place)
     return str(path.absolute()) if path.exists() else place
 
 
@@ -243,11 +245,18 @@ def _device(asked: str | None, machine: Environment) -> Device:
 
 
 def _must_do_without_hub(spec: ModelSpec, evaluation: EvaluationSettings | None) -> bool:
-    """True when an evaluation set may have to come from the hub and the hub does not answer.
+    """True where rows look for evaluation data on this machine alone.
 
-    Asked once here, so that not every row waits for it in vain.
+    The hub does not answer, or what it has was fetched just now: no row waits for it in vain.
     """
-    return evaluation is not None and may_need_hub(spec, evaluation) and not hub_reachable()
+    if evaluation is None or not may_need_hub(spec, evaluation):
+        return False
+    if not hub_reachable():
+        return True
+    if other_tasks(evaluation):  # lm-eval alone knows what data these need
+        return False
+    fetch_data(spec, evaluation)
+    return True
 
 
 def _plan(base: Plan, backend: str, checkpoint: str | None) -> Plan:

@@ -7,7 +7,6 @@ import os
 import re
 import uuid
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,6 +16,14 @@ _BUFFER_BYTES = 2**18
 _HASHING_THREADS = 4
 _HALF = re.compile(r"\..+-[0-9a-f]{32}")
 """Name of a file that is being written."""
+
+
+def expanded(path: str | Path) -> Path:
+    """``path`` with a home in the place of ``~`` or ``~name``; as it is without such a user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
 
 
 def write_atomically(file: Path, text: str) -> None:
@@ -58,6 +65,8 @@ def pieces_hash(file: Path) -> str:
     Several threads share the pieces, so a large file takes as long as reading it: one core of a
     server hashes 0.7 GB/s.
     """
+    from concurrent.futures import ThreadPoolExecutor
+
     starts = range(0, file.stat().st_size, _PIECE_BYTES)
     with ThreadPoolExecutor(min(_HASHING_THREADS, max(1, len(starts)))) as pool:
         digests = list(pool.map(lambda start: _piece_digest(file, start), starts))

@@ -19,14 +19,27 @@ LARGEST_NUMBER = 2**31 - 1
 """Of any size. torch and llama.cpp count tokens, rows and positions in 32 bits."""
 LARGEST_FACTOR = 1e12
 """Of a number that need not be whole: bases of rotary positions reach 10⁸."""
-MOST_LAYERS = 4_096
-"""Eight times what llama.cpp computes; published models have some hundred."""
+MOST_LAYERS = 1_024
+"""Twice what llama.cpp computes; published models have some hundred."""
+MOST_KINDS = 256
+"""Of different layers, each of which takes its own arithmetic; a searched model has some fifty."""
+MOST_MATRICES = 2**20
+"""Of all layers, experts counted one by one; the largest published models have 70,000."""
 MOST_EXPERTS = 65_536
 """Of a layer; published models have some hundred."""
 MOST_TOKENS = 2**22
 """Of a vocabulary, sixteen times Gemma 3's: each is a string where a tokenizer is read."""
 MOST_PARAMETERS = 10**14
 """Fifty times the largest published model. A config that tells of more is damaged."""
+
+_MOST_OF = {
+    "num_labels": 2**20,
+    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"),
+                    MOST_EXPERTS),
+    **dict.fromkeys(("num_hidden_layers", "num_layers", "n_layer", "n_layers", "encoder_layers",
+                     "decoder_layers", "depth", "num_nextn_predict_layers"), MOST_LAYERS),
+}  # fmt: skip
+"""Keys of counts, each of which libraries make an object of."""
 
 HINT = "a decoder-only language model in Hugging Face layout"
 
@@ -74,6 +87,19 @@ def mapping(key: str, value: object) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
         raise _refused(key, value, "an object")
     return value
+
+
+def require_countable(config: Mapping[str, Any]) -> None:
+    """Raise ModelLoadError where a count of objects is absurd, in any part of a model's config.
+
+    transformers makes a name for each label and a module for each layer and expert, of a vision
+    part too, before it looks at anything else.
+    """
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            require_countable(value)
+        elif type(value) is int and value > _MOST_OF.get(key, value):
+            raise _refused(key, value, f"at most {_MOST_OF[key]}")
 
 
 def head_size(hidden: int, heads: int) -> int:

@@ -43,6 +43,8 @@ _MOST_TENSORS = 10_000_000
 _CONFIGS = (
     "config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json",
 )  # fmt: skip
+_SETTINGS = "tokenizer_config.json"
+_MOST_MADE_TOKENS = 2**22
 _TABLES = ("tokenizer.json", "vocab.json", "added_tokens.json")
 _ADAPTER = "adapter_config.json"
 
@@ -57,8 +59,18 @@ def check_configs(folder: Path) -> None:
 
 
 def check_tokenizer(folder: Path) -> None:
-    """As ``check_configs``, and for the tokenizer's own files."""
+    """As ``check_configs``, and for the tokenizer's own files.
+
+    Numbers there can be of tokens that transformers makes, a text for each (T5's ``extra_ids``).
+    """
     check_configs(folder)
+    settings = folder / _SETTINGS
+    for key, value in read_json(settings).items() if settings.exists() else ():
+        bound = "max" in key or "length" in key  # such as model_max_length: int(1e30) is "none"
+        if type(value) is int and value > _MOST_MADE_TOKENS and not bound:
+            raise ModelLoadError(
+                f"{settings} has {shortened(key)} = {value}, which no number of tokens can be."
+            )
     for name in _TABLES:
         if (folder / name).exists():
             read_json(folder / name, largest=LARGEST_TABLE_BYTES)

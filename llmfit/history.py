@@ -15,6 +15,7 @@ from pathlib import Path
 
 from llmfit.device.cpu import cpu_name, physical_cores
 from llmfit.errors import StoreError
+from llmfit.files import expanded
 from llmfit.records import RunRecord, read_record
 
 ROWS_PER_BACKEND = 16
@@ -44,7 +45,7 @@ def own_records(
     itself. Empty where there are none, or the folder cannot be read.
     """
     cpu, cores = cpu_name(), physical_cores()
-    folder = default_runs_dir() if runs_dir is None else Path(runs_dir).expanduser()
+    folder = default_runs_dir() if runs_dir is None else expanded(runs_dir)
     deadline = time.monotonic() + time_limit_s
     taken: Counter[str] = Counter()
     records: list[RunRecord] = []

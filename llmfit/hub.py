@@ -31,7 +31,7 @@ def hub_reachable() -> bool:
 
     if constants.HF_HUB_OFFLINE:
         return False
-    found = _fetched({"task": "ask", "endpoint": constants.ENDPOINT}, quiet=1)
+    found = fetched({"task": "ask", "endpoint": constants.ENDPOINT}, quiet=1)
     return bool(found.get("answers", False))
 
 
@@ -88,7 +88,7 @@ def cached_folder(model: str, patterns: Sequence[str]) -> Path | None:
 
 
 def _required(job: Message) -> Message:
-    found = _fetched(job, quiet=_QUIET)
+    found = fetched(job)
     if "failed" in found:
         raise (StoreError if found.get("disk") else ModelNotFound)(
             found["failed"], hint=found["hint"]
@@ -96,8 +96,11 @@ def _required(job: Message) -> Message:
     return found
 
 
-def _fetched(job: Message, *, quiet: int) -> Message:
-    """What the child tells: its finds, or ``failed`` and ``hint``."""
+def fetched(job: Message, *, module: str = "llmfit.hub_fetch", quiet: int = _QUIET) -> Message:
+    """What a child that runs ``module`` tells of ``job``: its finds, or ``failed`` and ``hint``.
+
+    It ends after ``quiet`` of the hub client's timeouts in which nothing came.
+    """
     if is_offline():
         said = f"{job['model']} is not downloaded, and --offline keeps from asking the hub."
         return {"failed": said, "hint": "the same without --offline, or a model's folder"}
@@ -106,7 +109,7 @@ def _fetched(job: Message, *, quiet: int) -> Message:
     found: Message = {}
     limit_s = quiet * constants.HF_HUB_DOWNLOAD_TIMEOUT
     code = converse(
-        "llmfit.hub_fetch",
+        module,
         {**job, "quiet_s": limit_s},
         found.update,
         own_session=True,

@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -75,7 +75,7 @@ class _Warnings(logging.Handler):
         self.last.append(first_line(Exception(record.getMessage())))
 
 
-class _Watch:
+class Watch:
     """Ends this process where nothing has come for the job's ``quiet_s``."""
 
     def __init__(self, job: Message, send: Send, unfinished: _Unfinished) -> None:
@@ -85,12 +85,21 @@ class _Watch:
         self._seen = time.monotonic()
         self._over = threading.Event()
         self._warnings = _Warnings()
+        self._growing: tuple[Path, ...] = ()
+        self._bytes = 0
         threading.Thread(target=self._wait, daemon=True, name="hub watch").start()
 
     def listen(self) -> None:
-        """Take the client's warnings, once it is imported, instead of the terminal."""
+        """Take the client's warnings, once it is imported, and have it tell of small pieces."""
+        from huggingface_hub import constants
+
         logger = logging.getLogger("huggingface_hub")
         logger.handlers, logger.propagate = [self._warnings], False
+        constants.DOWNLOAD_CHUNK_SIZE = _CHUNK_BYTES
+
+    def watch_folders(self, *folders: Path) -> None:
+        """Take it as coming that one of these grows, where nobody tells of pieces."""
+        self._growing = folders
 
     def seen(self) -> None:
         """Something came."""
@@ -102,6 +111,9 @@ class _Watch:
 
     def _wait(self) -> None:
         while not self._over.wait(_POLL_S):
+            if self._growing and (found := sum(map(_folder_bytes, self._growing))) != self._bytes:
+                self._bytes = found
+                self.seen()
             if time.monotonic() - self._seen > self._job["quiet_s"]:
                 self._send(**self._nothing_came())
                 self._unfinished.remove()
@@ -116,12 +128,29 @@ class _Watch:
         }
 
 
+def _folder_bytes(folder: Path) -> int:
+    """Bytes of all files below; of one that vanishes meanwhile none."""
+    total = 0
+    for path in folder.rglob("*"):
+        with suppress(OSError):
+            total += path.stat().st_size
+    return total
+
+
+Task = Callable[[Message, Watch], Message]
+"""Does a job and returns what to tell; raises ``Refused``, or whatever libraries do."""
+
+
 def main() -> None:
-    """The child: do the job on stdin and report on stdout."""
+    """The child for models."""
+    serve({"ask": _ask, "files": _files, "snapshot": _snapshot})
+
+
+def serve(tasks: Mapping[str, Task]) -> None:
+    """A child's side: do the job on stdin by the task that it names, and report on stdout."""
     unfinished = _Unfinished()
     job, send = job_and_send(before_end=unfinished.remove)
-    watch = _Watch(job, send, unfinished)
-    tasks = {"ask": _ask, "files": _files, "snapshot": _snapshot}
+    watch = Watch(job, send, unfinished)
     try:
         found = _translated(tasks[job["task"]], job, watch)
     except Refused as exc:
@@ -130,21 +159,20 @@ def main() -> None:
         send(**found)
 
 
-def _translated(task: Any, job: Message, watch: _Watch) -> Message:
+def _translated(task: Task, job: Message, watch: Watch) -> Message:
     try:
-        found: Message = task(job, watch)
+        return task(job, watch)
     except Refused:
         raise
     except Exception as exc:  # the hub client's, httpx's, hf_xet's and the system's
         raise _refused(_what(job), exc) from exc
-    return found
 
 
 def _what(job: Message) -> str:
     return str(job.get("model", job.get("endpoint")))
 
 
-def _ask(job: Message, watch: _Watch) -> Message:
+def _ask(job: Message, watch: Watch) -> Message:
     """Does the hub answer a plain request? One that fails by itself gives nothing either."""
     try:
         with urlopen(Request(job["endpoint"], method="HEAD"), timeout=job["quiet_s"]):
@@ -155,7 +183,7 @@ def _ask(job: Message, watch: _Watch) -> Message:
         return {"answers": False}
 
 
-def _files(job: Message, watch: _Watch) -> Message:
+def _files(job: Message, watch: Watch) -> Message:
     """Those of the named files that the model has, the first of which it must have."""
     from huggingface_hub import HfApi, constants, hf_hub_download
 
@@ -175,12 +203,11 @@ def _files(job: Message, watch: _Watch) -> Message:
     return {"paths": paths}
 
 
-def _snapshot(job: Message, watch: _Watch) -> Message:
+def _snapshot(job: Message, watch: Watch) -> Message:
     """The folder with all files of the model that the patterns name, each as the hub lists it."""
     from huggingface_hub import HfApi, constants, snapshot_download
 
     watch.listen()
-    constants.DOWNLOAD_CHUNK_SIZE = _CHUNK_BYTES
     model = job["model"]
     HfApi().model_info(model, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT)  # the next has no timeout
     before = _blobs(model)
@@ -190,11 +217,16 @@ def _snapshot(job: Message, watch: _Watch) -> Message:
     return {"folder": folder}
 
 
-def _bar(watch: _Watch) -> type[Any]:
+def _bar(watch: Watch) -> type[Any]:
     """The client's progress bar, which tells the watch of every piece that came."""
     from huggingface_hub.utils import tqdm
 
     class Bar(tqdm):  # type: ignore[type-arg]
+        def __init__(self, *args: Any, desc: str | None = None, **settings: Any) -> None:
+            # A hub's file may be called anything; a terminal would obey it.
+            shown = desc if desc is None or desc.isprintable() else ascii(desc)
+            super().__init__(*args, desc=shown, **settings)
+
         def update(self, n: float | None = 1) -> bool | None:
             if n:
                 watch.seen()

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from llmfit.errors import ModelLoadError
 from llmfit.evaluate.score import evaluation_files
 from llmfit.quantize.cache import ArtifactCache
 from llmfit.quantize.fingerprint import FileHashes
@@ -20,14 +21,18 @@ def hashed(plan: Plan) -> Plan:
     """``plan`` with the content hashes of its model, which has to be on disk, and its inputs.
 
     A model of random weights that only the catalogue knows has no files, and so no hash.
-    What was hashed before is remembered beside the artifact cache. Raises ModelNotFound, and
-    UsageError for a llama.cpp checkout without a converter.
+    What was hashed before is remembered beside the artifact cache. Raises ModelNotFound,
+    ModelLoadError for a file that cannot be read, and UsageError for a llama.cpp checkout without
+    a converter.
     """
     hashes = ArtifactCache(Path(plan.cache_dir) if plan.cache_dir else None).hashes
-    inputs = {str(path): hashes.everything(path) for path in _paths(plan)}
-    if plan.llama_cpp_dir is not None:  # its converter is read, not its builds and history
-        inputs[plan.llama_cpp_dir] = Checkout.at(plan.llama_cpp_dir).content_hash()
-    return replace(plan, model=_hashed_model(plan, hashes), inputs=inputs)
+    try:
+        inputs = {str(path): hashes.everything(path) for path in _paths(plan)}
+        if plan.llama_cpp_dir is not None:  # its converter is read, not its builds and history
+            inputs[plan.llama_cpp_dir] = Checkout.at(plan.llama_cpp_dir).content_hash()
+        return replace(plan, model=_hashed_model(plan, hashes), inputs=inputs)
+    except OSError as exc:
+        raise ModelLoadError(f"{exc.filename} cannot be read: {exc.strerror}.") from exc
 
 
 def _hashed_model(plan: Plan, hashes: FileHashes) -> ModelSpec:

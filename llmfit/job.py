@@ -198,15 +198,23 @@ class _Job:
         self.observer.row_started(plan.backend, blank_record(plan).label, index, total)
         progress = partial(self.observer.progress, plan.backend)
         if record is None:
-            progress("hash model", 0, 0)
-            log = self.keeper.folder / f"{plan.backend.replace(':', '-')}.log"
-            record = self._run(hashed(plan), progress, log)
-            # Not asked in the worker: that would open a CUDA context beside a row on the CPU.
-            record = attach_roofline(replace(record, environment=self.machine), self.machine)
+            record = self._measured(plan, progress)
         record = known_secrets().hide_in(record)
         self.keeper.add(self._place(plan), record)
         self.observer.row_done(record)
         return record
+
+    def _measured(self, plan: Plan, progress: Progress) -> RunRecord:
+        """A row that runs; one whose files are not there any more fails by itself."""
+        progress("hash model", 0, 0)
+        try:
+            plan = hashed(plan)
+        except LlmfitError as exc:
+            return self._not_run(plan, "failed", str(exc))
+        log = self.keeper.folder / f"{plan.backend.replace(':', '-')}.log"
+        record = self._run(plan, progress, log)
+        # Not asked in the worker: that would open a CUDA context beside a row on the CPU.
+        return attach_roofline(replace(record, environment=self.machine), self.machine)
 
     def _run(self, plan: Plan, progress: Progress, log_path: Path) -> RunRecord:
         """The row's own process; what it may leave behind goes, and too large gets its remedy."""

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmfit.errors import StoreError, UsageError
-from llmfit.files import FolderInUse, FolderLock, remove_half_written, write_atomically
+from llmfit.files import FolderInUse, FolderLock, expanded, remove_half_written, write_atomically
 from llmfit.history import default_runs_dir
 from llmfit.records import Comparison, Environment, ModelSpec, Plan, RunRecord, to_json
 from llmfit.redaction import known_secrets
@@ -242,7 +242,7 @@ def _sweep(runs: Path) -> None:
 
 
 def _runs_dir(runs_dir: str | None) -> Path:
-    return Path(runs_dir).expanduser() if runs_dir else default_runs_dir()
+    return expanded(runs_dir) if runs_dir else default_runs_dir()
 
 
 def _make_run_folder(spec: ModelSpec, runs_dir: str | None) -> Path:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from llmfit.errors import StoreError, UsageError
+from llmfit.files import expanded
 from llmfit.history import default_runs_dir
 from llmfit.keeping import COMPARISON_FILE, Keeping
 from llmfit.records import Comparison, RunRecord, from_json, keys_of, read_record
@@ -35,8 +36,8 @@ def find_record(record: str | Path | RunRecord | Comparison, keeping: Keeping) -
         return Recorded(name=f"the record of {record.backend}", rows=(record,))
     if isinstance(record, Comparison):
         return Recorded(name=record.run_id, rows=_rows(record), comparison=record)
-    runs = Path(keeping.runs_dir).expanduser() if keeping.runs_dir else default_runs_dir()
-    given = Path(record).expanduser()
+    runs = expanded(keeping.runs_dir) if keeping.runs_dir else default_runs_dir()
+    given = expanded(record)
     for path in (given, runs / given) if str(record) else ():
         if path.is_dir():
             return _read_folder(path, str(record))

@@ -12,8 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from llmfit.errors import ModelLoadError, ModelNotFound
+from llmfit.files import expanded
 from llmfit.foreign_code import PICKLED_WEIGHTS
-from llmfit.foreign_facts import LARGEST_NUMBER, class_name, model_type, word
+from llmfit.foreign_facts import (
+    LARGEST_NUMBER,
+    class_name,
+    model_type,
+    require_countable,
+    word,
+)
 from llmfit.foreign_files import check_index, require_no_adapter, safetensors_shapes
 from llmfit.foreign_json import LARGEST_TABLE_BYTES, read_json
 from llmfit.hub import WEIGHT_SUFFIXES, cached_folder, hub_files, hub_folder, hub_reachable
@@ -57,7 +64,7 @@ def resolve(model: str | None, weights: bool = True) -> ModelSpec:
     """
     if model is None or model == EMBEDDED_NAME:
         return read_spec(data_path("embedded"), name=EMBEDDED_NAME, source="embedded")
-    folder = Path(model).expanduser()
+    folder = expanded(model)
     if folder.is_dir():
         return read_spec(folder, name=_display_name(model, folder), source="local")
     if folder.exists():
@@ -212,6 +219,7 @@ def spec_from_config(
     ones. Raises ModelLoadError naming the key that is missing or wrong.
     """
     with _naming(name):
+        require_countable(config)
         shape = require_shape(config)
         limit = context_limit(config)
         architecture, family = class_name(config) or "unknown", model_type(config) or "unknown"

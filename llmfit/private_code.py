@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import stat
+import tempfile
 from pathlib import Path
 
 INDUCTOR_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
@@ -57,9 +58,20 @@ def inductor_environment() -> dict[str, str]:
     from platformdirs import user_cache_path
 
     folder = user_cache_path("llmfit") / "inductor"
-    if INDUCTOR_VARIABLE in os.environ or not private_folder(folder):
+    if _is_chosen(os.environ.get(INDUCTOR_VARIABLE)) or not private_folder(folder):
         return {}
     return {INDUCTOR_VARIABLE: str(folder)} if os.access(folder, os.W_OK) else {}
+
+
+def _is_chosen(place: str | None) -> bool:
+    """True for a folder that a user chose: torch names its default one as soon as it is imported.
+
+    Source: torch/_inductor/runtime/cache_dir_utils.py.
+    """
+    if place is None:
+        return False
+    default = Path(place).name.startswith("torchinductor_")
+    return not (default and Path(place).parent == Path(tempfile.gettempdir()).absolute())
 
 
 def _trusted_users() -> tuple[int, int]:

@@ -70,7 +70,7 @@ def test_a_comparison_of_what_is_here_connects_to_nobody(
 ) -> None:
     """Without --offline: no library of theirs phones home, nor does lm-eval."""
     done = run(
-        tmp_path, "compare", "--backends", "bf16,nf4,gptq,gguf", "--limit", "2", *SMALL,
+        tmp_path, "compare", "--backends", "bf16,gptq,gguf", "--limit", "2", *SMALL,
         "--cache-dir", str(artifact_cache),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -80,22 +80,19 @@ def test_a_comparison_of_what_is_here_connects_to_nobody(
 
 @pytest.mark.slow
 def test_offline_everything_that_is_here_works(tmp_path: Path) -> None:
-    """Without any network: a folder is compared and reproduced, a model planned, a night run."""
+    """Without any network: a folder is compared, a model planned, a night run."""
     model = tmp_path / "my-model"
     shutil.copytree(data_path("embedded"), model)
     (tmp_path / "night.toml").write_text(_NIGHT)
     runs = (
-        ("compare", "./my-model", "--backends", "sdpa", *SMALL, "--limit", "2", "--offline",
-         "--text-file", str(data_path("text.txt")), "--format", "json", "--out", "result.json"),
-        ("reproduce", "result.json", "--offline"),
+        ("compare", "./my-model", "--backends", "sdpa", *SMALL, "--no-eval", "--offline",
+         "--format", "json", "--out", "result.json"),
         ("plan", "qwen2.5-7b", "--gpu-gb", "8", "--offline"),
         ("report", "--config", "night.toml", "--offline", "--quiet"),
-        ("generate", "--prompt", "Once", "--max-new-tokens", "2", "--offline"),
     )  # fmt: skip
     for words in runs:
         done = run(tmp_path, *words, alone=True)
-        code = (0, 1) if words[0] == "reproduce" else (0,)  # figures of one run may be outside
-        assert done.returncode in code, done.stderr
+        assert done.returncode == 0, done.stderr
         assert "Traceback" not in done.stderr
     assert '"offline": true' in (tmp_path / "result.json").read_text()
     assert tried(tmp_path) == []

@@ -1,6 +1,6 @@
-"""A batch of cases in one process, its limits on; one line of JSON on stdout for each.
+"""Batches of cases in one process, its limits on; one line of JSON on stdout for each case.
 
-    python -m benchmarks.fuzz.child   a Batch as JSON on stdin
+    python -m benchmarks.fuzz.child   a list of Batch as JSON on stdin
 
 The line of a case is written when it is over, so the one that is missing killed the process.
 """
@@ -83,7 +83,7 @@ class _Runner:
             outcome, find = "passed", None
         except LlmfitError as exc:
             outcome = "refused"
-            find = f"a message of {len(str(exc))} characters" if _long(exc) else None
+            find = f"too long a message: {len(str(exc))} characters" if _long(exc) else None
         except KeyboardInterrupt:
             raise
         except BaseException as exc:  # noqa: BLE001 - whatever it is, it is what is looked for
@@ -147,15 +147,17 @@ def _by_structure(runner: _Runner, batch: Batch) -> None:
 
 
 def main() -> None:
-    """The process: cases out of stdin, lines to the real stdout."""
-    batch = Batch(**json.loads(sys.stdin.readline()))
+    """The process: batches out of stdin, lines to the real stdout."""
+    batches = [Batch(**each) for each in json.loads(sys.stdin.readline())]
     channel = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what libraries print is no line of ours
 
     def send(line: dict[str, object]) -> None:
         channel.write(json.dumps(line) + "\n")
 
-    run_batch(batch, send)
+    for number, batch in enumerate(batches):
+        send({"batch": number, "outcome": "begins"})
+        run_batch(batch, lambda line, number=number: send({"batch": number, **line}))
     send({"outcome": "done"})
     channel.flush()
     os._exit(0)  # native libraries' exit handlers are not what is tested

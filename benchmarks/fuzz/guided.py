@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import atheris
@@ -31,7 +32,7 @@ from benchmarks.fuzz.targets import TARGETS, Target
 from benchmarks.fuzz.watch import Watch, quiet
 from llmfit.errors import LlmfitError
 
-MOST_BYTES = 4_096
+MOST_BYTES = 16_384
 
 
 def main() -> None:
@@ -53,7 +54,7 @@ def main() -> None:
         atheris.Fuzz()
 
 
-def _one(target: Target, folder: Path, watch: Watch):  # type: ignore[no-untyped-def]
+def _one(target: Target, folder: Path, watch: Watch) -> Callable[[bytes], None]:
     def run(data: bytes) -> None:
         file = folder / target.file
         file.write_bytes(data)

@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, get_args
@@ -22,6 +22,7 @@ from benchmarks.fuzz.watch import CASE_SECONDS
 _SILENCE_S = 10 * CASE_SECONDS + 60
 """After so long without a word, imports of a first case included, a process hangs."""
 _BATCH = 1_000
+_CHILD = (sys.executable, "-m", "benchmarks.fuzz.child")
 _MOST_DEATHS = 20
 """Of processes for one target and kind, after which it is given up."""
 
@@ -54,7 +55,7 @@ class Result:
             if known["name"] == name:
                 known["count"] = int(str(known["count"])) + 1
                 return
-        case = f"{batch.kind}, seed {batch.seed}"
+        case = f"{batch.kind}, seed {batch.seed}, number {self.cases}"
         self.finds.append({"name": name, "count": 1, "case": case, **line})
 
 
@@ -78,16 +79,19 @@ def _run_kind(target: Target, kind: Kind, count: int, seed: int) -> Result:
         if left <= 0 or deaths >= _MOST_DEATHS:
             break
         batch = Batch(target.name, kind, seed * 1_000_003 + number, min(left, _BATCH))
-        deaths += _run_batch(batch, result)
+        deaths += run_process([batch], [result])
     result.seconds = time.monotonic() - started
     return result
 
 
-def _run_batch(batch: Batch, result: Result) -> bool:
-    """Run one process; True where it died."""
+def run_process(
+    batches: Sequence[Batch], results: Sequence[Result], command: Sequence[str] = _CHILD
+) -> bool:
+    """Run batches in one process, each to its result; True where the process died in one."""
+    running = 0
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.fuzz.child"],
+            command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
@@ -95,18 +99,21 @@ def _run_batch(batch: Batch, result: Result) -> bool:
             cwd=Path(__file__).resolve().parents[2],
         )
         assert process.stdin is not None and process.stdout is not None
-        process.stdin.write(json.dumps(asdict(batch)) + "\n")
+        process.stdin.write(json.dumps([asdict(batch) for batch in batches]) + "\n")
         process.stdin.close()
         for line in _lines(process, process.stdout):
             if line["outcome"] == "done":
                 process.wait()
                 return False
-            result.add(line, batch)
+            running = int(str(line["batch"]))
+            if line["outcome"] != "begins":
+                results[running].add(line, batches[running])
         code = process.wait()
         log.seek(0)
         tail = " | ".join(log.read().splitlines()[-4:])[-600:]
     name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-    result.add({"outcome": "find", "find": f"the process ended with {name}: {tail}"}, batch)
+    find = f"the process ended with {name}: {tail}"
+    results[running].add({"outcome": "find", "find": find}, batches[running])
     return True
 
 

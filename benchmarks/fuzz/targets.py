@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.fuzz import wholes
 from benchmarks.fuzz.gguf_bytes import ARRAY, FLOAT32, INT32, STRING, UINT32, numbers, strings, text
+from llmfit.errors import LlmfitError
 
 if TYPE_CHECKING:
     from hypothesis.strategies import SearchStrategy
@@ -283,6 +284,33 @@ def _warm_torch() -> None:
     torch.zeros(1)
 
 
+def _build(folder: Path) -> None:
+    """transformers' config and the model without values, as rows of random weights make them."""
+    from llmfit.backends._hf import plan_config
+    from llmfit.foreign_errors import LibraryErrors
+    from llmfit.models import read_spec
+    from llmfit.quantize._gptqmodel import empty_model
+    from llmfit.records import Plan
+
+    spec = read_spec(folder, name="model", source="local")
+    plan = Plan(backend="sdpa", model=spec, device="cpu", weights="synthetic")
+    with LibraryErrors("transformers cannot build it"):
+        empty_model(plan_config(plan))
+
+
+def _warm_models() -> None:
+    import tempfile
+
+    from benchmarks.fuzz.watch import quiet
+
+    quiet()
+    with tempfile.TemporaryDirectory(prefix="llmfit-fuzz-") as folder:
+        for config in wholes.small_configs():
+            (Path(folder) / "config.json").write_bytes(json.dumps(config).encode())
+            with suppress(LlmfitError):
+                _build(Path(folder))
+
+
 # ---------------------------------------------------------------- quantisation
 
 
@@ -495,6 +523,11 @@ TARGETS: tuple[Target, ...] = (
         name="config.json to GGUF metadata", file="config.json", run=_plan_gguf, warm=_warm_torch,
         seeds=lambda: _as_files(wholes.convertible_configs),
         structured=lambda: _structured_configs(wholes.convertible_configs),
+    ),
+    Target(
+        name="config.json by transformers", file="config.json", run=_build, warm=_warm_models,
+        seeds=lambda: _as_files(wholes.small_configs), share=0.5,
+        structured=lambda: _structured_configs(wholes.small_configs),
     ),
     Target(
         name="quantization_config", file="config.json", run=_quantized, furnish=_with_weights,

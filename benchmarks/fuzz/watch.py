@@ -14,7 +14,8 @@ from pathlib import Path
 from types import FrameType
 
 CASE_SECONDS = 5.0
-"""More than any case takes; a file that takes longer could be made to take for ever."""
+"""Of the processor, more than any case takes; a file that takes longer could take for ever. What
+waits and does not compute is for ``parent`` to end."""
 CASE_BYTES = 2**30
 """Address space that a case may take beyond what its process has before it."""
 
@@ -36,8 +37,12 @@ class Watch:
     def __init__(self, folder: Path, *, also: tuple[Path, ...] = ()) -> None:
         repository = Path(__file__).resolve().parents[2]
         places = [folder, *also, repository / "llmfit", repository / "benchmarks"]
+        # Where an installation in place keeps what it knows of itself.
+        installed = tuple(
+            f"{repository}{os.sep}{name}" for name in ("__editable__", "llmfit.egg-info")
+        )
         places += [Path(sys.prefix), Path(sys.base_prefix), *map(Path, site.getsitepackages())]
-        self._inside = tuple(f"{place.resolve()}{os.sep}" for place in places)
+        self._inside = (*(f"{place.resolve()}{os.sep}" for place in places), *installed)
         self._on = False
         self.outside: list[str] = []
         """What was opened or started elsewhere, by any case so far."""
@@ -46,14 +51,14 @@ class Watch:
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Hear what happens within. Raises TooSlow in it."""
-        signal.signal(signal.SIGALRM, _too_slow)
-        signal.setitimer(signal.ITIMER_REAL, CASE_SECONDS)
+        signal.signal(signal.SIGPROF, _too_slow)
+        signal.setitimer(signal.ITIMER_PROF, CASE_SECONDS)
         self._on = True
         try:
             yield
         finally:
             self._on = False
-            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.setitimer(signal.ITIMER_PROF, 0)
 
     def _heard(self, event: str, arguments: tuple[object, ...]) -> None:
         if not self._on:

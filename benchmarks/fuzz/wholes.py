@@ -35,7 +35,9 @@ EXTRA_KEYS = (
     "architectures", "model_type", "vocab_size", "vision_config", "is_encoder_decoder", "dtype",
     "n_positions", "n_ctx", "attention_types", "block_configs", "hybrid_override_pattern",
     "moe_layers", "mlp_layer_types", "moe_topk", "no_rope_layers", "sliding_window_pattern",
-    "attn_layer_indices", "mlp_only_layers", "tie_word_embeddings", "auto_map",
+    "attn_layer_indices", "mlp_only_layers", "tie_word_embeddings", "auto_map", "num_labels",
+    "id2label", "pad_token_id", "eos_token_id", "hidden_act", "rms_norm_eps", "attention_dropout",
+    "num_nextn_predict_layers", "initializer_range", "max_position_embeddings",
 )  # fmt: skip
 
 
@@ -44,6 +46,32 @@ def configs() -> list[Config]:
     """A config of every model of the catalogue, and of every family by its defaults alone."""
     families = [{"model_type": name, **DEFAULTS.get(name, {})} for name in FAMILIES]
     return [SMALL, *(dict(entry.config) for entry in catalogue.entries()), *families]
+
+
+_SMALLER: Config = {
+    "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 16, "vocab_size": VOCAB_SIZE, "num_experts": 4,
+    "num_local_experts": 4, "n_routed_experts": 4, "moe_num_experts": 4, "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32, "max_position_embeddings": 256, "n_positions": 256,
+}  # fmt: skip
+
+
+@functools.cache
+def small_configs() -> list[Config]:
+    """Every family by its defaults, its sizes small; and a model with a part for images."""
+    families = [config for config in configs() if "architectures" not in config]
+    small = [
+        {key: _SMALLER.get(key, value) for key, value in config.items()} for config in families
+    ]
+    both = {
+        "model_type": "gemma3", "architectures": ["Gemma3ForConditionalGeneration"],
+        "text_config": {"model_type": "gemma3_text", **_SMALLER},
+        "vision_config": {"model_type": "siglip_vision_model", "hidden_size": 32,
+                          "intermediate_size": 64, "num_hidden_layers": 1,
+                          "num_attention_heads": 2, "image_size": 28, "patch_size": 14},
+        "mm_tokens_per_image": 4,
+    }  # fmt: skip
+    return [SMALL, both, *small]
 
 
 @functools.cache

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -98,7 +98,7 @@ class HfModel(LoadedModel):
                 step=self._linears.kernel,
                 trial_s=info.kernel.trial_s | self._linears.trial_s,
             ),
-            notes=(*info.notes, *self._linears.notes),
+            notes=(*info.notes, *self._linears.notes, *_unused(model)),
         )
         self.vocab_size = int(config.vocab_size)
         self.context_length = int(config.max_position_embeddings)
@@ -147,6 +147,14 @@ class HfModel(LoadedModel):
         return eos if eos < self.vocab_size else 0  # added, and never given an embedding
 
 
+def _unused(model: nn.Module) -> tuple[str, ...]:
+    """A note of tensors in the files that the model has no place for."""
+    names = getattr(model, "llmfit_unused_tensors", ())
+    if not names:
+        return ()
+    return (f"{len(names)} tensors of the files are not the model's, {names[0]} among them",)
+
+
 def _with_cache(info: LoadInfo, model: nn.Module, dtype: KvCacheDtype) -> LoadInfo:
     """``info`` with what the quantised KV cache is; raises ModelLoadError where there is none."""
     from llmfit.decode.quantized_cache import describe, quantized_cache
@@ -190,17 +198,30 @@ def load_causal_lm(path: str, plan: Plan, *, attention: str, **options: Any) -> 
             local_files_only=True,
             trust_remote_code=plan.trust_remote_code,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # told below, by name
             **{"device_map": {"": plan.device}, **options},
         )
-    absent = sorted(report["missing_keys"])
-    if absent:  # transformers fills them with random numbers and a warning
-        raise ModelLoadError(
-            f"{path} lacks {len(absent)} tensors of the model, {absent[0]} among them.",
-            hint="all files of the checkpoint, and the config.json that belongs to them",
-        )
+    _require_all(path, report)
     model.eval()
+    model.llmfit_unused_tensors = tuple(sorted(report["unexpected_keys"]))
     module: nn.Module = model
     return module
+
+
+def _require_all(path: str, report: Mapping[str, Any]) -> None:
+    """Raise ModelLoadError for tensors that transformers has filled with random numbers."""
+    hint = "all files of the checkpoint, and the config.json that belongs to them"
+    for name, stored, wanted in sorted(report["mismatched_keys"]):
+        raise ModelLoadError(
+            f"{path}: the tensor {name} has the shape {list(stored)}, by config.json it is "
+            f"{list(wanted)}.",
+            hint=hint,
+        )
+    absent = sorted(report["missing_keys"])
+    if absent:
+        raise ModelLoadError(
+            f"{path} lacks {len(absent)} tensors of the model, {absent[0]} among them.", hint=hint
+        )
 
 
 def _require_enough(spec: ModelSpec) -> None:

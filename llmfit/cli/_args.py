@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from llmfit.errors import UsageError
+from llmfit.files import expanded
 
 if TYPE_CHECKING:
     from llmfit.keeping import Keeping
@@ -307,7 +308,7 @@ def number(
 
 def readable_file(text: str) -> str:
     """The path of a file that is there and can be read."""
-    path = Path(text).expanduser()
+    path = expanded(text)
     if not path.is_file():
         kind = "is a folder, not a file" if path.is_dir() else "is not there"
         raise argparse.ArgumentTypeError(f"the file {text!r} {kind}")
@@ -318,7 +319,7 @@ def readable_file(text: str) -> str:
 
 def readable_folder(text: str) -> str:
     """The path of a folder that is there and can be read."""
-    path = Path(text).expanduser()
+    path = expanded(text)
     if not path.is_dir():
         kind = "is a file, not a folder" if path.exists() else "is not there"
         raise argparse.ArgumentTypeError(f"the folder {text!r} {kind}")
@@ -329,13 +330,13 @@ def readable_folder(text: str) -> str:
 
 def readable_path(text: str) -> str:
     """The path of a file or folder that is there and can be read."""
-    is_folder = Path(text).expanduser().is_dir()
+    is_folder = expanded(text).is_dir()
     return readable_folder(text) if is_folder else readable_file(text)
 
 
 def output_file(text: str) -> Path:
     """A path at which a file can be written; its folder has to be there."""
-    path = Path(text).expanduser()
+    path = expanded(text)
     if not text or path.is_dir():
         raise argparse.ArgumentTypeError(f"must be a file, and {text!r} is a folder")
     target = path if path.exists() and not path.is_file() else path.parent
@@ -348,7 +349,7 @@ def output_file(text: str) -> Path:
 
 def folder(text: str) -> str:
     """A folder that can be written, or that can be made."""
-    path = Path(text).expanduser()
+    path = expanded(text)
     if not text or (path.exists() and not path.is_dir()):
         raise argparse.ArgumentTypeError(f"must be a folder, and {text!r} is not one")
     nearest = next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
@@ -386,7 +387,7 @@ def checkpoint(text: str) -> tuple[str, str]:
 
 def checkpoint_place(place: str) -> str:
     """A checkpoint's path, which has to be there, or a hub id."""
-    path = Path(place).expanduser()
+    path = expanded(place)
     if path.exists():
         return str(path)
     looks_local = place.startswith((".", "/", "~")) or place.count("/") != 1

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-import traceback
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from functools import cache
@@ -21,7 +20,6 @@ from llmfit.cli._console import complain, emit, results_apart, say, tolerate_nar
 from llmfit.cli._signals import Interrupts, open_standard_streams
 from llmfit.errors import LlmfitError, UsageError
 from llmfit.network import NO_TELEMETRY, OFFLINE, offline
-from llmfit.redaction import known_secrets, secrets_of, without_password
 
 if TYPE_CHECKING:
     from llmfit.cli._args import Parser
@@ -84,6 +82,8 @@ def _run(argv: list[str]) -> int:
             f"unknown {what} {unknown[0]!r} of `llmfit {args.verb}`.",
             hint=f"llmfit {args.verb} --help",
         )
+    from llmfit.redaction import secrets_of, without_password
+
     # Records keep the command: a database's password is no part of them.
     words = ["llmfit", *map(without_password, argv)]
     args.command = secrets_of(os.environ, argv).hide(shlex.join(words))
@@ -160,6 +160,10 @@ def _tell_fault(
     kind: type[BaseException], fault: BaseException, trace: TracebackType | None
 ) -> None:
     """A traceback, without the secrets that a library's message may hold."""
+    import traceback
+
+    from llmfit.redaction import known_secrets
+
     sys.stderr.write(known_secrets().hide("".join(traceback.format_exception(kind, fault, trace))))
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from llmfit.cli import _args
 from llmfit.cli._console import emit, say, write_file
 from llmfit.errors import LlmfitError, StoreError, UsageError
+from llmfit.files import expanded
 
 if TYPE_CHECKING:
     from llmfit.job import Observer
@@ -101,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
 
     address = webhook_url() if args.webhook else None
     check_sinks(mlflow=args.mlflow, wandb=args.wandb)
-    folder = Path(args.out).expanduser()
+    folder = expanded(args.out)
     report = _of_store(args) if args.config is None else _of_night(args)
     _write(report, folder)
     emit(_text(report, folder))

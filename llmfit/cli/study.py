@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from llmfit.cli import _args
 from llmfit.cli._console import emit, is_terminal, results, say, terminal_width, wants_color
 from llmfit.errors import LlmfitError, UsageError
+from llmfit.files import expanded
 from llmfit.report._text import plain
 from llmfit.studies.registry import STUDIES, check_study
 
@@ -113,7 +114,7 @@ def run(args: argparse.Namespace) -> int:
     for name in names:
         check_study(name)
     options = _options(args, names)
-    folder = default_study_dir() if args.out is None else Path(args.out).expanduser()
+    folder = default_study_dir() if args.out is None else expanded(args.out)
     make_folder(folder)  # before hours of work that would have nowhere to go
     done: list[StudyResult] = []
     failed: list[str] = []
@@ -152,7 +153,7 @@ def _options(args: argparse.Namespace, names: tuple[str, ...]) -> StudyOptions:
             f"--{next(iter(given))} is of distillation, which the study {names[0]} has not.",
             hint="llmfit study techniques",
         )
-    models = None if args.out is None else str(Path(args.out).expanduser().absolute() / "models")
+    models = None if args.out is None else str(expanded(args.out).absolute() / "models")
     return StudyOptions(
         preset=args.preset,
         device=None if args.device == "auto" else args.device,

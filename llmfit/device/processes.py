@@ -1,10 +1,9 @@
-"""Processes that this one answers for: those below it, also where their parents have ended."""
+"""Processes that this one answers for, also where those that started them have ended."""
 
 from __future__ import annotations
 
 import ctypes
 import os
-import signal
 import sys
 from contextlib import suppress
 
@@ -20,20 +19,27 @@ def adopt_orphans() -> None:
 
 def kill_children() -> None:
     """Kill all processes below this one, in whichever session, and wait for its own children."""
+    import psutil
+
     while _has_children():
-        kill_descendants(os.getpid())
+        for each in psutil.Process().children(recursive=True):
+            with suppress(psutil.Error):  # it has ended
+                each.kill()
         with suppress(ChildProcessError):  # it was the last one
             os.waitpid(-1, 0)
 
 
-def kill_descendants(pid: int) -> None:
-    """Kill all processes below ``pid``; itself it stays."""
+def kill_marked(variable: str, value: str) -> None:
+    """Kill the processes that were started with this variable, and those below them.
+
+    They pass it on, wherever they are by then. This process is not one of them.
+    """
     import psutil
 
-    with suppress(psutil.Error):  # it has ended
-        for each in psutil.Process(pid).children(recursive=True):
-            with suppress(psutil.Error):
-                each.send_signal(signal.SIGKILL)
+    for each in psutil.process_iter():
+        with suppress(psutil.Error):  # it has ended, or is another user's
+            if each.environ().get(variable) == value:
+                each.kill()
 
 
 def _has_children() -> bool:

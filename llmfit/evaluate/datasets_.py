@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from llmfit.errors import EvaluationError, TaskUnavailable
+from llmfit.texts import read_text
 
 HELLASWAG_KEYS = ("activity_label", "ctx_a", "ctx_b", "endings", "label")
 HELLASWAG_DATASET = "Rowan/hellaswag"
@@ -166,7 +167,7 @@ def read_documents(path: Path) -> list[str]:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return read_text(path)
     except OSError as exc:
         raise EvaluationError(f"cannot read {path}: {exc.strerror}.") from exc
     except UnicodeDecodeError as exc:

@@ -16,7 +16,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from llmfit.backends.base import LoadedModel, Progress, no_progress
 from llmfit.errors import TaskUnavailable
-from llmfit.evaluate.datasets_ import load_text
+from llmfit.evaluate.datasets_ import (
+    HELLASWAG_DATASET,
+    WIKITEXT_CONFIG,
+    WIKITEXT_DATASET,
+    load_text,
+)
 from llmfit.evaluate.divergence import Reference
 from llmfit.evaluate.perplexity import WINDOW_TOKENS, TextScores, score_text
 from llmfit.evaluate.tasks import (
@@ -29,6 +34,7 @@ from llmfit.evaluate.tasks import (
     task_index,
     text_task,
 )
+from llmfit.files import expanded
 from llmfit.models import data_path
 from llmfit.records import (
     Evaluation,
@@ -68,7 +74,7 @@ def evaluation_files(
 
     def choose(given: str | None, name: str) -> Path | None:
         if given is not None:
-            return Path(given).expanduser()
+            return expanded(given)
         return data_path(name) if embedded else None
 
     return (
@@ -77,11 +83,20 @@ def evaluation_files(
     )
 
 
+def hub_data(spec: ModelSpec, settings: EvaluationSettings) -> tuple[tuple[str, str | None], ...]:
+    """Datasets of the tasks with columns that no file stands for: hub id and configuration."""
+    questions, text = evaluation_files(spec, settings)
+    columns = {
+        HELLASWAG: (questions, (HELLASWAG_DATASET, None)),
+        WIKITEXT: (text, (WIKITEXT_DATASET, WIKITEXT_CONFIG)),
+    }
+    asked = [columns[task] for task in settings.tasks if task in columns]
+    return tuple(dataset for file, dataset in asked if file is None)
+
+
 def may_need_hub(spec: ModelSpec, settings: EvaluationSettings) -> bool:
     """True when data of some task might have to come from the hub."""
-    questions, text = evaluation_files(spec, settings)
-    columns = {HELLASWAG: questions, WIKITEXT: text}
-    return any(columns.get(task) is None for task in settings.tasks)
+    return bool(other_tasks(settings) or hub_data(spec, settings))
 
 
 def evaluate(

@@ -27,6 +27,7 @@ from llmfit.evaluate.datasets_ import (
     read_documents,
     read_hellaswag,
 )
+from llmfit.files import expanded
 from llmfit.records import EvaluationSettings, TaskMetric, TaskResult
 
 HELLASWAG = "hellaswag"
@@ -70,17 +71,19 @@ def _check_file(settings: EvaluationSettings, flag: str, given: str | None, task
         return
     if task not in settings.tasks:
         raise UsageError(f"{flag} is given, and {task} is not among the tasks.", hint="drop one")
-    path = Path(given).expanduser()
-    if not path.exists():
+    path = expanded(given)
+    if not (path.is_file() or path.is_dir()):
         raise UsageError(f"{flag}: there is no file or folder {path}.")
     if path.is_file():
         (read_hellaswag if task == HELLASWAG else read_documents)(path)
+    elif not any(path.iterdir()):
+        raise UsageError(f"{flag}: the folder {path} is empty.")
 
 
 def _include_path(settings: EvaluationSettings) -> Path | None:
     if settings.include_path is None:
         return None
-    folder = Path(settings.include_path).expanduser()
+    folder = expanded(settings.include_path)
     if not folder.is_dir():
         raise UsageError(
             f"--include-path: there is no folder {folder}.",

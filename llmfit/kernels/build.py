@@ -43,6 +43,7 @@ FLAGS = (
 _STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000"
 """PyTorch 2.10's stable interface, whose functions later versions keep."""
 _TIME_LIMIT_S = 300
+_MAKING = ".making-"
 _SAID_CHARACTERS = 300
 
 
@@ -81,20 +82,33 @@ def _load(folder: Path) -> None:
 
     key, private = _key(), private_folder(folder)
     library = _kept(folder, key) if private else None
-    if library is None:
-        compiler = find_compiler()
-        if compiler is None:
-            raise FileNotFoundError("no C++ compiler on the PATH, nor in CXX")
-        keeps = private and os.access(folder, os.W_OK)
-        with tempfile.TemporaryDirectory(dir=folder if keeps else None, prefix=".making-") as made:
-            compiled = _compile(compiler, Path(made) / f"{key}.so")
-            if not keeps:
-                torch.ops.load_library(compiled)  # it stays loaded when its file is gone
-                return
+    if library is None and private and os.access(folder, os.W_OK):
+        library = _made(folder, key)
+    if library is not None:
+        torch.ops.load_library(library)
+        return
+    with tempfile.TemporaryDirectory(prefix="llmfit-kernels-") as scratch:
+        torch.ops.load_library(_compile(_compiler(), Path(scratch) / f"{key}.so"))
+
+
+def _made(folder: Path, key: str) -> Path:
+    """The library of ``key``, made by one process while others wait; what a killed one left goes.
+
+    Raises OSError, and CalledProcessError.
+    """
+    from filelock import FileLock
+
+    with FileLock(folder / ".lock", timeout=_TIME_LIMIT_S):
+        for half in folder.glob(f"{_MAKING}*"):
+            shutil.rmtree(half, ignore_errors=True)
+        if (library := _kept(folder, key)) is not None:
+            return library
+        with tempfile.TemporaryDirectory(dir=folder, prefix=_MAKING) as scratch:
+            compiled = _compile(_compiler(), Path(scratch) / f"{key}.so")
             compiled.chmod(0o700)
             library = folder / _name(key, compiled)
             compiled.replace(library)
-    torch.ops.load_library(library)
+    return library
 
 
 def _kept(folder: Path, key: str) -> Path | None:
@@ -111,7 +125,15 @@ def _name(key: str, file: Path) -> str:
     return f"{key}-{file_hash(file)}.so"
 
 
+def _compiler() -> str:
+    found = find_compiler()
+    if found is None:
+        raise FileNotFoundError("no C++ compiler on the PATH, nor in CXX")
+    return found
+
+
 def _compile(compiler: str, target: Path) -> Path:
+    """The library as ``target``, whose folder gets what the compiler writes meanwhile."""
     import torch
 
     root = Path(torch.__file__).parent
@@ -133,6 +155,7 @@ def _compile(compiler: str, target: Path) -> Path:
         capture_output=True,
         text=True,
         timeout=_TIME_LIMIT_S,
+        env={**os.environ, "TMPDIR": str(target.parent)},
     )
     return target
 

@@ -19,6 +19,8 @@ import msgspec
 
 from llmfit.errors import LlmfitError, UsageError
 from llmfit.evaluate.tasks import check_tasks
+from llmfit.files import expanded
+from llmfit.foreign_json import shortened
 from llmfit.planner import check_backends
 from llmfit.planning.verdict.constraints import Objective
 from llmfit.records import EvaluationSettings, KvCacheDtype, PplProtocol, Weights, Workload
@@ -27,6 +29,7 @@ T = TypeVar("T")
 EMBEDDED = "embedded"
 """Name of the model inside the package."""
 HISTORY = "history"
+_LONGEST_LINE = 500
 _FILES = ("hellaswag_file", "text_file", "include_path", "calibration_file")
 
 
@@ -134,12 +137,12 @@ def read_config(path: Path) -> NightlyConfig:
         raise UsageError(f"cannot read {path}: {exc.strerror}.") from exc
     except UnicodeDecodeError as exc:
         raise UsageError(f"{path} is not UTF-8: {exc.reason} at byte {exc.start}.") from exc
-    except (tomllib.TOMLDecodeError, RecursionError) as exc:
+    except (ValueError, RecursionError) as exc:  # a number of 5,000 digits is a bare ValueError
         raise UsageError(f"{path} is not TOML: {exc}.") from exc
     reader = _Reader(path.absolute().parent)
     config = reader.config(table)
     if config is None or reader.wrong:
-        lines = "\n".join(f"  {line}" for line in reader.wrong)
+        lines = "\n".join(f"  {line[:_LONGEST_LINE]}" for line in reader.wrong)
         count = f"{len(reader.wrong)} wrong keys" if len(reader.wrong) > 1 else "a wrong key"
         raise UsageError(f"{path} has {count}:\n{lines}")
     return replace(config, digest=hashlib.blake2b(content, digest_size=16).hexdigest())
@@ -178,7 +181,7 @@ class _Reader:
                 continue
             models.append(ModelEntry(**{**shared, **own}))
         if given.get("time_limit_h", 1) <= 0:
-            self.wrong.append(f"time_limit_h: must be above 0, not {given['time_limit_h']:g}")
+            self.wrong.append(f"time_limit_h: must be above 0, not {given['time_limit_h']}")
         config = NightlyConfig(**given, models=tuple(models), workloads=workloads)
         names = [cell.name for cell in config.cells()]
         for name in sorted({name for name in names if names.count(name) > 1}):
@@ -200,7 +203,7 @@ class _Reader:
     def _table(self, value: object, place: str) -> dict[str, Any]:
         if isinstance(value, dict):
             return value
-        self.wrong.append(f"{place}: must be a table, not {value!r}")
+        self.wrong.append(f"{place}: must be a table, not {shortened(value)}")
         return {}
 
     def _values(
@@ -225,7 +228,7 @@ class _Reader:
             try:
                 found[key] = msgspec.convert(value, types[key])
             except msgspec.ValidationError as exc:
-                self.wrong.append(f"{place}{key}: {exc}, not {value!r}")
+                self.wrong.append(f"{place}{key}: {exc}, not {shortened(value)}")
         return found
 
     def _check(self, given: dict[str, Any], place: str, workloads: Mapping[str, Workload]) -> None:
@@ -246,12 +249,12 @@ class _Reader:
                 self.wrong.append(f"{place}workloads: no [workloads.{name}]; there are: {known}")
         for key in ("gpu_gb", "ram_gb", "limit", "row_time_limit_s", "threads"):
             if given.get(key) is not None and given[key] <= 0:
-                self.wrong.append(f"{place}{key}: must be above 0, not {given[key]:g}")
+                self.wrong.append(f"{place}{key}: must be above 0, not {given[key]}")
         for key, problem in self._refused(given):
             self.wrong.append(f"{place}{key}: {problem}")
 
     def _absolute(self, path: str) -> str:
-        return str(self._folder / Path(path).expanduser())
+        return str(self._folder / expanded(path))
 
     def _local(self, name: str) -> str:
         """A path that says it is one, from the file's folder on; a hub id as it is."""

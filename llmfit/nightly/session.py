@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from llmfit.comparison import compare
 from llmfit.errors import LlmfitError, StoreError, UsageError
+from llmfit.files import expanded
 from llmfit.history import default_runs_dir
 from llmfit.job import OUT_OF_TIME, Observer
 from llmfit.keeping import Keeping
@@ -113,7 +114,7 @@ def _lock(runs_dir: str | None) -> Iterator[None]:
     """Only one night at a time on a machine: two would measure each other. Raises UsageError."""
     from filelock import FileLock, Timeout
 
-    folder = default_runs_dir() if runs_dir is None else Path(runs_dir).expanduser()
+    folder = default_runs_dir() if runs_dir is None else expanded(runs_dir)
     path = folder / "nightly.lock"
     try:
         folder.mkdir(parents=True, exist_ok=True)

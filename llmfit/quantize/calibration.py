@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Protocol
 
 from llmfit.errors import UsageError
+from llmfit.files import expanded
 from llmfit.models import data_path
+from llmfit.texts import read_text
 
 SEPARATOR = "<|endoftext|>"
 """On a line of its own it parts two documents."""
@@ -32,7 +34,7 @@ class Encoder(Protocol):
 
 def calibration_file(file: str | None) -> Path:
     """The file that ``file`` names; None is the embedded text. Raises UsageError if absent."""
-    path = data_path("calibration.txt") if file is None else Path(file).expanduser()
+    path = data_path("calibration.txt") if file is None else expanded(file)
     if not path.is_file():
         raise UsageError(f"no calibration file {str(path)!r}.", hint=_HINT)
     return path
@@ -64,7 +66,7 @@ def load_calibration(
 
 def _read(path: Path) -> str:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
     except UnicodeDecodeError as exc:
         raise UsageError(
             f"{path} is not UTF-8 text (byte {exc.start}: {exc.reason}).", hint=_HINT

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from llmfit.child import end_with_parent, ending, environment
 from llmfit.errors import QuantizationError, UsageError
-from llmfit.files import file_hash
+from llmfit.files import expanded, file_hash
 
 _SCRIPT = "convert_hf_to_gguf.py"
 _LAST_LINES = 5
@@ -35,7 +35,7 @@ class Checkout:
     @classmethod
     def at(cls, folder: str) -> Checkout:
         """The checkout in ``folder``. Raises UsageError where there is no converter."""
-        path = Path(folder).expanduser().absolute()
+        path = expanded(folder).absolute()
         if not (path / _SCRIPT).is_file():
             found = "holds no" if path.is_dir() else "is no folder with a"
             raise UsageError(

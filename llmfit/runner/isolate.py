@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
@@ -25,7 +26,7 @@ import msgspec
 
 from llmfit.backends.base import Progress, no_progress
 from llmfit.child import environment, signal_name
-from llmfit.device.processes import kill_descendants
+from llmfit.device.processes import kill_marked
 from llmfit.errors import LlmfitError
 from llmfit.records import Environment, Plan, RunRecord, to_builtins
 from llmfit.redaction import known_secrets
@@ -44,6 +45,8 @@ _KILLED_S = 60
 _LONGEST_LINE_BYTES = 2**28
 """A record with each of 10⁷ steps' seconds; what is longer is no message."""
 _SHOWN_BYTES = 60
+_MARK = "LLMFIT_WORKER"
+"""Variable of a worker that is started anew, by which what it leaves running is found."""
 _ALLOCATION_FAILED = re.compile(
     r"bad_alloc|(cannot|can't|failed to|unable to) allocate|out of memory|MemoryError",
     re.IGNORECASE,
@@ -162,13 +165,18 @@ class _Worker:
     """A running child, its stdin, and the pipe on which it talks."""
 
     def __init__(
-        self, process: subprocess.Popen[bytes] | ForkedWorker, stdin: IO[bytes], pipe: int
+        self,
+        process: subprocess.Popen[bytes] | ForkedWorker,
+        stdin: IO[bytes],
+        pipe: int,
+        mark: str,
     ) -> None:
         self.process = process
         self.garbled = b""
         """The beginning of a line that is no message."""
         self._stdin = stdin
         self._pipe = pipe
+        self._mark = mark
 
     def send(self, line: bytes) -> None:
         """Give it its plan."""
@@ -231,14 +239,14 @@ class _Worker:
 
     def stop(self) -> None:
         """Kill the worker with everything it started."""
-        if not isinstance(self.process, ForkedWorker):  # the server does it
-            kill_descendants(self.process.pid)
         try:
             os.killpg(self.process.pid, signal.SIGKILL)
         except ProcessLookupError:
             if not self._ended():  # it was forked just now, and has no session of its own yet
                 os.kill(self.process.pid, signal.SIGKILL)
         self.wait(_KILLED_S)
+        if not isinstance(self.process, ForkedWorker):  # else the server has done it
+            kill_marked(_MARK, self._mark)
 
     def close(self) -> None:
         """Close its stdin, upon which it would end by itself."""
@@ -267,6 +275,7 @@ def _started(
     """A worker in a session of its own: Ctrl-C reaches only the parent. Killed at the end."""
     read_end, write_end = os.pipe()
     theirs, ours = os.pipe()
+    mark = uuid.uuid4().hex
     with os.fdopen(ours, "wb") as stdin:
         try:
             process = _fork(server, task, theirs, log, write_end) or subprocess.Popen(
@@ -276,7 +285,7 @@ def _started(
                 stderr=subprocess.STDOUT,
                 pass_fds=(write_end,),
                 start_new_session=True,
-                env=_environment(offline),
+                env=_environment(offline) | {_MARK: mark},
             )
         except OSError:
             os.close(read_end)
@@ -285,7 +294,7 @@ def _started(
             log.given()
             os.close(write_end)
             os.close(theirs)
-        worker = _Worker(process, stdin, read_end)
+        worker = _Worker(process, stdin, read_end, mark)
         try:
             yield worker
         finally:

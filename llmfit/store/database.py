@@ -14,6 +14,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from llmfit.errors import StoreError, UsageError, first_line
+from llmfit.files import expanded
 from llmfit.redaction import without_passwords
 from llmfit.store.place import check_reachable
 
@@ -30,7 +31,7 @@ def url_of(place: str | Path) -> URL:
     """The database's address. Raises UsageError for one that is neither a file nor PostgreSQL."""
     text_ = str(place)
     if "://" not in text_:
-        return URL.create("sqlite", database=str(Path(text_).expanduser().absolute()))
+        return URL.create("sqlite", database=str(expanded(text_).absolute()))
     try:
         url = make_url(text_)
     except (ArgumentError, ValueError) as exc:  # ValueError: a port that is no number

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 import msgspec
 
 from llmfit.errors import StoreError, UsageError
-from llmfit.files import write_atomically
+from llmfit.files import replaced_atomically, write_atomically
 from llmfit.records import SCHEMA_VERSION, Comparison, from_json, keys_of, to_json
 from llmfit.report.csv_ import csv_text, flat_rows
 from llmfit.store.heads import RunHead
@@ -104,14 +104,11 @@ def _write_parquet(runs: Sequence[StoredRun], path: Path) -> None:
     rows = [row for run in runs for row in _with_record(run)]
     names = list(dict.fromkeys(name for row in rows for name in row))
     columns = {name: [row.get(name) for row in rows] for name in names}
-    part = path.with_name(f".{path.name}.part")
     try:
-        parquet.write_table(pyarrow.table(columns), part, compression="zstd")
-        part.replace(path)
+        with replaced_atomically(path) as part:  # of a name that nobody can lay a link under
+            parquet.write_table(pyarrow.table(columns), part, compression="zstd")
     except OSError as exc:
         raise StoreError(f"cannot write {path}: {exc.strerror}.", hint="another --out") from exc
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _with_record(run: StoredRun) -> list[dict[str, Any]]:

@@ -290,6 +290,29 @@ def test_default_row_of_odd_shapes(
     assert "llama" not in out + err
 
 
+def test_a_damaged_artifact_is_made_again_and_the_row_says_so(
+    embedded: ModelSpec, tmp_path: Path
+) -> None:
+    """A byte of the weights is another one; the file, its size and its header look right."""
+    plan = plan_of(Path(embedded.path), tmp_path, "gguf")
+    backend = get_backend("gguf")
+    with backend.load(plan) as model:
+        assert model.info.notes == () and model.info.check_s < 60
+        file = Path(str(model.info.artifact))
+    content = bytearray(file.read_bytes())
+    whole = bytes(content)
+    content[-1000] ^= 1
+    file.write_bytes(content)
+    with backend.load(plan) as model:
+        (note,) = model.info.notes
+        assert note == (
+            "the cached artifact was damaged (the content of model.gguf is not what was written): "
+            "made again"
+        )
+        assert model.info.quantize_s is not None
+    assert file.read_bytes() == whole
+
+
 def test_making_is_no_part_of_the_rows_peak(stories: Path, tmp_path: Path) -> None:
     """What converting and quantising took is forgotten by the peak, the loaded model is not."""
     if not restart_peak():

@@ -68,6 +68,21 @@ def test_a_missing_package_gets_its_install_line(
     assert max(map(cell_len, out.splitlines())) <= 80
 
 
+def test_cache_list_verify_reads_everything_over(
+    cache_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Other content of the same size is seen with --verify, and only then."""
+    (file,) = cache_dir.glob("awq-*/weights.bin")
+    file.write_bytes(b"y" * 2500)
+    damaged = {}
+    for words in ([], ["--verify"]):
+        listed = ["cache", "list", "--cache-dir", str(cache_dir), "--format", "json", *words]
+        assert main(listed) == 0
+        entries = json.loads(capsys.readouterr().out)["entries"]
+        damaged[bool(words)] = {each["kind"] for each in entries if each["damaged"]}
+    assert damaged == {False: set(), True: {"awq"}}
+
+
 def test_cache_list_shows_sizes_and_the_total(
     cache_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

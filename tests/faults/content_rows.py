@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from llmfit.job import run_plans
+from llmfit.job import Observer, run_plans
 from llmfit.keeping import Keeping
 from llmfit.models import resolve
 from llmfit.records import Comparison, Environment, Plan, Workload
@@ -17,7 +17,12 @@ _MACHINE = Environment(platform="Linux", python="3.11", cpu="CPU", cpu_cores=2, 
 
 
 def compared(
-    model: Path, place: Path, *backends: str, server: ForkServer | None, **changes: Any
+    model: Path,
+    place: Path,
+    *backends: str,
+    server: ForkServer | None,
+    observer: Observer | None = None,
+    **changes: Any,
 ) -> Comparison:
     """The rows ``backends`` of ``model``, with runs, store and cache in ``place``.
 
@@ -35,6 +40,7 @@ def compared(
         [replace(plan, backend=backend, **changes) for backend in backends],
         _MACHINE,
         keeping=Keeping(runs_dir=str(place / "runs"), store=str(place / "store.db")),
+        observer=observer,
         last_resort=False,
         time_limit_s=300,
         server=server,

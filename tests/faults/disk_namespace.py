@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
 _ALONE = ["--mount"] if os.geteuid() == 0 else ["--user", "--map-root-user", "--mount"]
 
 
@@ -38,7 +39,7 @@ class Namespace:
     def __init__(self, root: Path, model: Path) -> None:
         """``root`` is the folder that disks are mounted in, ``model`` what is compared."""
         self._root = root
-        self._environment = {**os.environ, "DISK_MODEL": str(model)}
+        self._environment = {**os.environ, "PYTHONPATH": str(ROOT), "DISK_MODEL": str(model)}
 
     def __enter__(self) -> Namespace:
         reason = why_not()
@@ -70,4 +71,5 @@ class Namespace:
     def inside(self, *command: str) -> list[str]:
         """The command line that runs ``command`` among the same disks."""
         user = [] if os.geteuid() == 0 else ["--user", "--preserve-credentials"]
-        return ["nsenter", "--target", str(self._process.pid), *user, "--mount", *command]
+        among = ["nsenter", "--target", str(self._process.pid), *user, "--mount"]
+        return [*among, "env", f"PYTHONPATH={ROOT}", *command]

@@ -1,6 +1,6 @@
 """Comparisons on small real disks: what a process does inside a mount namespace of its own.
 
-    python disk_scenarios.py ROOT     one {"call": name, "with": {…}} a line on stdin, facts on stdout
+    python disk_scenarios.py ROOT   a {"call": name, "with": {…}} a line on stdin, facts on stdout
 
 Each scenario injects one fault into real rows and returns what came of it; ``test_disk.py`` judges.
 """

@@ -1,12 +1,16 @@
-"""A hub on 127.0.0.1 with one model, real enough for the hub client, that fails as it is told to.
+"""A hub on 127.0.0.1, real enough for the hub client, that fails as it is told to.
 
-Hub(files) ─► port ─► client asks for the model, its list, files ─► fault(request) or the truth
+    Hub(files) ─► port ─► client asks for a model, its list, files ─► fault(request) or the truth
+
+Every name ``org/…`` is a model with the same files; each has a fault of its own, or none. Any other
+name is a dataset with files of its own.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,9 +20,12 @@ from threading import Event, Thread
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-MODEL = "org/tiny"
 COMMIT = "c0ffee" * 6 + "beef"
 _LARGE = (".safetensors",)
+_PATH = re.compile(
+    r"/(?:api/(?:models|datasets)/(?P<listed>[\w-]+/[\w-]+)(?P<what>.*)"
+    r"|(?:datasets/)?(?P<given>[\w-]+/[\w-]+)/resolve/\w+/(?P<name>.+))"
+)
 
 
 @dataclass
@@ -26,17 +33,21 @@ class Hub:
     """What the hub has, how it fails, and what it was asked for."""
 
     files: dict[str, bytes]
-    fault: Callable[[Request], bool] | None = None
-    """Answers a request in place of the truth and says True, or leaves it and says False."""
+    """Of every model."""
+    data: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    """Files of datasets, by id."""
+    faults: dict[str, Callable[[Request], bool]] = field(default_factory=dict)
+    """By model: answers a request in place of the truth and says True, or leaves it: False."""
     asked: list[str] = field(default_factory=list)
     """``METHOD path`` of every request."""
     closing: Event = field(default_factory=Event)
     """Set when the hub ends: what waits for ever waits for this."""
     port: int = 0
 
-    def count(self, method: str, name: str) -> int:
-        """How often a file was asked for."""
-        return sum(each.startswith(method) and each.endswith(name) for each in self.asked)
+    def count(self, method: str, model: str, name: str = "") -> int:
+        """How often a file of a model was asked for, or anything of it."""
+        mine = [each for each in self.asked if model in each and each.endswith(name)]
+        return sum(each.startswith(f"{method} ") for each in mine)
 
 
 class Request(BaseHTTPRequestHandler):
@@ -45,28 +56,48 @@ class Request(BaseHTTPRequestHandler):
     hub: Hub
 
     @property
+    def _parts(self) -> dict[str, str]:
+        found = _PATH.fullmatch(unquote(urlsplit(self.path).path))
+        return {} if found is None else {key: each or "" for key, each in found.groupdict().items()}
+
+    @property
+    def model(self) -> str:
+        """The model that is asked about; empty for anything else."""
+        return self._parts.get("listed", "") or self._parts.get("given", "")
+
+    @property
     def name(self) -> str:
         """The file that is asked for; empty for anything else."""
-        _, found, rest = unquote(urlsplit(self.path).path).partition(f"/{MODEL}/resolve/")
-        return rest.partition("/")[2] if found else ""
+        return self._parts.get("name", "")
 
     @property
     def content(self) -> bytes:
         """The bytes of that file."""
-        return self.hub.files[self.name]
+        return self.all_files[self.name]
+
+    @property
+    def all_files(self) -> dict[str, bytes]:
+        """Everything that the model or dataset has."""
+        if self.model.startswith("org/"):
+            return self.hub.files
+        return self.hub.data.get(self.model, {})
 
     def do_GET(self) -> None:
         """Answer as the hub does, or fail."""
         path = unquote(urlsplit(self.path).path)
         self.hub.asked.append(f"{self.command} {path}")
-        if self.hub.fault is not None and self.hub.fault(self):
+        fault = self.hub.faults.get(self.model)
+        if fault is not None and fault(self):
             return
-        if path.startswith(f"/api/models/{MODEL}/tree/"):
-            self.tell([_entry(name, content) for name, content in self.hub.files.items()])
-        elif path.startswith(f"/api/models/{MODEL}"):
-            siblings = [{"rfilename": name} for name in self.hub.files]
-            self.tell({"id": MODEL, "sha": COMMIT, "siblings": siblings})
-        elif self.name in self.hub.files:
+        if self.model and not self.all_files:
+            self.refuse(404, "RepoNotFound")
+        elif "/tree/" in self._parts.get("what", ""):
+            below = self._parts["what"].partition("/tree/")[2].partition("/")[2]
+            self.tell(_tree(self.all_files, below, deep="recursive=True" in self.path))
+        elif self._parts.get("listed"):
+            siblings = [{"rfilename": name} for name in self.all_files]
+            self.tell({"id": self.model, "sha": COMMIT, "siblings": siblings})
+        elif self.name in self.all_files:
             self.give(self.content)
         elif path == "/":
             self.tell({})
@@ -124,6 +155,16 @@ def _entry(name: str, content: bytes) -> dict[str, Any]:
     return entry
 
 
+def _tree(files: dict[str, bytes], below: str, *, deep: bool) -> list[dict[str, Any]]:
+    """Files below a folder; without ``deep`` only what lies in it, folders among them."""
+    start = f"{below}/" if below else ""
+    inside = {name: files[name] for name in files if name.startswith(start)}
+    flat = {name for name in inside if deep or "/" not in name[len(start) :]}
+    folders = {start + name[len(start) :].partition("/")[0] for name in inside.keys() - flat}
+    found: list[dict[str, Any]] = [_entry(name, inside[name]) for name in sorted(flat)]
+    return found + [{"type": "directory", "path": name, "oid": "0" * 40} for name in folders]
+
+
 def sha256(content: bytes) -> str:
     """What the hub knows large files by."""
     return hashlib.sha256(content).hexdigest()
@@ -175,10 +216,10 @@ def status(code: int, name: str = "", *, error: str = "", **headers: str) -> Fau
 
 
 def silent(what: str) -> Fault:
-    """No answer ever to paths that end so."""
+    """No answer ever to paths that have this in them."""
 
     def answer(request: Request) -> bool:
-        if not urlsplit(request.path).path.endswith(what):
+        if what not in urlsplit(request.path).path:
             return False
         request.hub.closing.wait()
         return True
@@ -260,7 +301,7 @@ def outside(request: Request) -> bool:
         return True
     if path.startswith("/api/models/"):
         siblings = [{"rfilename": name} for name in names]
-        request.tell({"id": MODEL, "sha": COMMIT, "siblings": siblings})
+        request.tell({"id": request.model, "sha": COMMIT, "siblings": siblings})
         return True
     if path.endswith("planted.json"):
         request.start(200, file_headers("planted.json", b"{}", 2))

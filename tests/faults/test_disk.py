@@ -17,6 +17,7 @@ import pytest
 import small_model
 from content_rows import compared
 from disk_namespace import Namespace
+from hub_server import Hub, files_of, serving
 
 from llmfit.errors import StoreError
 from llmfit.history import own_records
@@ -111,14 +112,18 @@ def test_read_only_places_are_told_and_a_read_only_cache_serves(inside: Namespac
 
 
 def test_with_every_disk_full_the_result_is_printed(inside: Namespace, model: Path) -> None:
-    """The real command: records, store, --out and temporary files have no room; exit code 1."""
+    """The real command: records, store, --out and temporary files have no room; exit code 1.
+
+    What has to compile says so.
+    """
     places = inside.call(
         "make", disks={"runs": "2m", "store": "400k", "out": "4k", "tmp": "4k", "elsewhere": "20m"}
     )
     inside.call("fill_all", places=[places["out"], places["tmp"]])
     command = inside.inside(
-        "env", f"TMPDIR={places['tmp']}", sys.executable, "-m", "llmfit", "compare", str(model),
-        "--backends", "sdpa", "--no-eval", "--prompt-tokens", "8", "--new-tokens", "3",
+        "env", f"TMPDIR={places['tmp']}", f"TORCHINDUCTOR_CACHE_DIR={places['tmp']}/code",
+        sys.executable, "-m", "llmfit", "compare", str(model),
+        "--backends", "sdpa,compiled", "--no-eval", "--prompt-tokens", "8", "--new-tokens", "3",
         "--repeats", "1", "--threads", "1", "--cache-dir", f"{places['elsewhere']}/cache",
         "--runs-dir", places["runs"], "--store", f"{places['store']}/s.db",
         "--format", "json", "--out", f"{places['out']}/result.json",
@@ -128,14 +133,34 @@ def test_with_every_disk_full_the_result_is_printed(inside: Namespace, model: Pa
     ) as process:
         assert process.stderr is not None
         said = process.stderr.readline()
-        assert said.startswith("[1/1] "), said + process.stderr.read()
+        assert said.startswith("[1/2] "), said + process.stderr.read()
         inside.call("fill_all", places=[places["runs"], places["store"]])
         out, err = process.communicate(timeout=300)
     assert process.returncode == 1 and "Traceback" not in err, err
     assert "★ pick" in out, "what was measured is not on stdout"
+    assert "torch.compile cannot make the decode step" in err, err
     assert "cannot write" in err and "result.json" in err and NO_ROOM in err
     runs, result = inside.call("list_all", places=[places["runs"], places["out"]])
     assert result == [] and not [name for name in runs if "/." in name]
+
+
+def test_a_hub_cache_without_room_is_told(inside: Namespace, model: Path) -> None:
+    """The download's error is of the disk, names the variable that helps, and leaves no half."""
+    (place,) = inside.call("make", disks={"hub": "400k"}).values()
+    code = "from llmfit.models import local_folder, resolve; local_folder(resolve('org/tiny'))"
+    with serving(Hub(files_of(model))) as hub:
+        done = subprocess.run(
+            inside.inside(
+                "env", f"HF_ENDPOINT=http://127.0.0.1:{hub.port}", f"HF_HOME={place}",
+                "HF_HUB_OFFLINE=0", sys.executable, "-c", code,
+            ),
+            capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+    last = done.stderr.strip().splitlines()[-1]
+    assert "StoreError: org/tiny cannot be kept" in last and NO_ROOM in last, done.stderr[-2000:]
+    assert "HF_HOME" in last
+    (left,) = inside.call("list_all", places=[place])
+    assert not [name for name in left if name.endswith(".incomplete")]
 
 
 # ---------------------------------------------------------------- what a crash leaves

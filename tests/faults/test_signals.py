@@ -7,6 +7,7 @@ import pty
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -44,8 +45,9 @@ def test_every_stage_can_be_stopped_and_gone_on_with(place: Place) -> None:
     for done, (row, (number, code)) in enumerate(sent.items()):
         process = place.compare(*WAITING, **resume)
         place.reached(row, process)
-        for _ in range(3 if row == "faulty_wait_load" else 1):  # impatient fingers
+        for _ in range(4 if row == "faulty_wait_load" else 1):  # impatient fingers
             os.killpg(process.pid, number)
+            time.sleep(0.05)
         returned, out, err = ended(process)
         assert returned == code, err
         assert err.splitlines()[-2:] == [
@@ -82,7 +84,9 @@ def test_a_terminal_that_is_closed_is_as_good_as_ctrl_c(
         if last_key is None:
             os.close(terminal)
         else:
-            os.write(terminal, last_key)
+            for key in last_key:
+                os.write(terminal, bytes([key]))
+                time.sleep(0.05)
             drawn += rest(terminal)
         _, status = os.waitpid(pid, 0)
     except BaseException:

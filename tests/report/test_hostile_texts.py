@@ -105,6 +105,18 @@ def test_progress_obeys_nothing(shows: type[Silent], capsys: pytest.CaptureFixtu
     assert "[red]" in told and controls(told) == set()
 
 
+def test_a_downloads_bar_obeys_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hub's client names the file that it downloads, and a file may be called anything."""
+    from llmfit.hub_fetch import _bar
+
+    monkeypatch.delenv("HF_HUB_DISABLE_PROGRESS_BARS", raising=False)
+    drawn = StringIO()
+    bar = _bar(None)(desc=EVIL, total=3, file=drawn, disable=False)  # type: ignore[arg-type]
+    bar.refresh()
+    bar.close()
+    assert "[red]" in drawn.getvalue() and controls(drawn.getvalue(), allowed="\n\r") == set()
+
+
 def test_the_list_of_artifacts_obeys_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from llmfit.errors import ModelLoadError
-from llmfit.foreign_facts import HINT
+from llmfit.foreign_facts import HINT, MOST_KINDS, MOST_MATRICES
 from llmfit.planning.architectures._facts import Facts, MissingFact
 from llmfit.shape import Attention, LayerShape, Matrix, ModelShape, State
 
@@ -250,6 +250,17 @@ def _require_values(matrix: Matrix) -> None:
         )
 
 
+def _require_few(layers: Sequence[LayerShape], kinds: Sequence[LayerShape]) -> None:
+    copies = {kind: sum(matrix.count for matrix in kind.matrices) for kind in kinds}
+    matrices = sum(copies[layer] for layer in layers)
+    if len(kinds) > MOST_KINDS or matrices > MOST_MATRICES:
+        raise ModelLoadError(
+            f"config.json tells of {len(kinds)} kinds of layers with {matrices} matrices in all, "
+            f"at most {MOST_KINDS} and {MOST_MATRICES} are read.",
+            hint=HINT,
+        )
+
+
 def model(
     facts: Facts,
     layers: Sequence[LayerShape],
@@ -261,13 +272,15 @@ def model(
 ) -> ModelShape:
     """The whole of ``layers``, equal ones told once; not all code ties what a config ties.
 
-    Raises ModelLoadError for a matrix without rows or columns, MissingFact without layers.
+    Raises ModelLoadError for a matrix without rows or columns, or more layers and experts than can
+    be meant, MissingFact without layers.
     """
     kinds = tuple(dict.fromkeys(layers))
     if not kinds:
         raise MissingFact("num_hidden_layers")
     for matrix in (*extra, *(matrix for kind in kinds for matrix in kind.matrices)):
         _require_values(matrix)
+    _require_few(layers, kinds)
     index = {kind: position for position, kind in enumerate(kinds)}
     return ModelShape(
         hidden_size=facts.number("hidden_size"),
