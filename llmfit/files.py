@@ -97,36 +97,3 @@ def remove_half_written(folder: Path) -> None:
     for file in folder.iterdir():
         if _HALF.fullmatch(file.name) and file.is_file():
             file.unlink(missing_ok=True)
-
-
-class FolderInUse(Exception):
-    """Another process has taken the folder."""
-
-
-class FolderLock:
-    """A folder taken for this process, until it is given back or the process ends."""
-
-    def __init__(self, folder: Path) -> None:
-        """Raises FolderInUse, and OSError where the folder cannot be opened.
-
-        Where the system or the file system has no such locks, nobody is kept out.
-        """
-        self._descriptor: int | None = None
-        try:
-            import fcntl
-        except ImportError:  # Windows
-            return
-        self._descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as exc:
-            self.release()
-            raise FolderInUse(f"{folder} is in use by another process.") from exc
-        except OSError:
-            self.release()
-
-    def release(self) -> None:
-        """Give it back."""
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None

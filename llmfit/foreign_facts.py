@@ -33,7 +33,7 @@ MOST_PARAMETERS = 10**14
 """Fifty times the largest published model. A config that tells of more is damaged."""
 
 _MOST_OF = {
-    "num_labels": 2**20,
+    "num_labels": 2**16,
     **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"),
                     MOST_EXPERTS),
     **dict.fromkeys(("num_hidden_layers", "num_layers", "n_layer", "n_layers", "encoder_layers",
@@ -50,7 +50,7 @@ def whole_number(key: str, value: object, *, least: int = 1, most: int = LARGEST
         bound = "above 0" if least == 1 else f"from {least}"
         raise _refused(key, value, f"a whole number {bound}")
     if value > most:
-        raise _refused(key, value, f"at most {most}")
+        raise _refused(key, value, f"a number up to {most}")
     return value
 
 
@@ -99,7 +99,7 @@ def require_countable(config: Mapping[str, Any]) -> None:
         if isinstance(value, Mapping):
             require_countable(value)
         elif type(value) is int and value > _MOST_OF.get(key, value):
-            raise _refused(key, value, f"at most {_MOST_OF[key]}")
+            raise _refused(key, value, f"a number up to {_MOST_OF[key]}")
 
 
 def head_size(hidden: int, heads: int) -> int:

@@ -211,6 +211,7 @@ def _snapshot(job: Message, watch: Watch) -> Message:
     model = job["model"]
     HfApi().model_info(model, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT)  # the next has no timeout
     before = _blobs(model)
+    watch.watch_folders(_blobs_folder(model))  # another process may be fetching it: one waits
     folder = snapshot_download(model, allow_patterns=job["patterns"], tqdm_class=_bar(watch))
     watch.stop()
     _verify(model, (each for each in Path(folder).rglob("*") if each.is_file()), before)
@@ -237,10 +238,13 @@ def _bar(watch: Watch) -> type[Any]:
 
 def _blobs(model: str) -> frozenset[str]:
     """Names of the model's files in the client's cache, which are the hub's hashes of them."""
+    return frozenset(path.name for path in _blobs_folder(model).glob("*"))
+
+
+def _blobs_folder(model: str) -> Path:
     from huggingface_hub import constants
 
-    folder = Path(constants.HF_HUB_CACHE) / f"models--{model.replace('/', '--')}" / "blobs"
-    return frozenset(path.name for path in folder.glob("*"))
+    return Path(constants.HF_HUB_CACHE) / f"models--{model.replace('/', '--')}" / "blobs"
 
 
 def _verify(model: str, files: Iterable[Path], before: frozenset[str]) -> None:

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmfit.errors import StoreError, UsageError
-from llmfit.files import FolderInUse, FolderLock, expanded, remove_half_written, write_atomically
+from llmfit.files import expanded, remove_half_written, write_atomically
+from llmfit.folder_lock import FolderInUse, FolderLock
 from llmfit.history import default_runs_dir
 from llmfit.records import Comparison, Environment, ModelSpec, Plan, RunRecord, to_json
 from llmfit.redaction import known_secrets

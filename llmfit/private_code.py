@@ -15,6 +15,8 @@ from pathlib import Path
 INDUCTOR_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 """Where torch.compile keeps its code: by default a folder of a known name in the folder that all
 users share for temporary files, which another one can make first."""
+_HEADERS_VARIABLE = "TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS"
+"""Headers that it compiles once are kept there whatever the other variable says."""
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
@@ -53,14 +55,33 @@ def is_own(file: Path) -> bool:
 def inductor_environment() -> dict[str, str]:
     """What a process's environment lacks for torch.compile to keep its code in a private folder.
 
-    Nothing where the user has chosen a folder, or where there can be no private one.
+    That folder is the user's choice where one is made, and torch's own where there can be no
+    private one.
     """
     from platformdirs import user_cache_path
 
     folder = user_cache_path("llmfit") / "inductor"
+    given = {_HEADERS_VARIABLE: "0"}
     if _is_chosen(os.environ.get(INDUCTOR_VARIABLE)) or not private_folder(folder):
-        return {}
-    return {INDUCTOR_VARIABLE: str(folder)} if os.access(folder, os.W_OK) else {}
+        return given
+    return given | ({INDUCTOR_VARIABLE: str(folder)} if os.access(folder, os.W_OK) else {})
+
+
+def compile_privately() -> None:
+    """Settle for this process where torch.compile keeps its code and its headers.
+
+    It imports what compiling needs. Source: torch/_inductor/codecache.py.
+    """
+    os.environ.update(inductor_environment())
+    place = os.environ.get(INDUCTOR_VARIABLE)
+    if place is None:
+        return
+    from torch._inductor import codecache, config
+
+    headers = Path(place) / "precompiled_headers"
+    codecache._HEADER_DIR = str(headers)
+    codecache._HEADER_LOCK_DIR = str(headers / "locks")
+    config.cpp_cache_precompile_headers = True
 
 
 def _is_chosen(place: str | None) -> bool:

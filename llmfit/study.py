@@ -24,6 +24,7 @@ from typing import Any
 from llmfit.child import Message, converse, ending, job_and_send
 from llmfit.errors import LlmfitError, StoreError, StudyError, UsageError
 from llmfit.files import write_atomically
+from llmfit.private_code import compile_privately
 from llmfit.records import from_json, to_json
 from llmfit.redaction import known_secrets
 from llmfit.runner.output import Output
@@ -167,6 +168,7 @@ def _run(name: str, options: dict[str, Any], progress: Callable[..., None]) -> S
     from llmfit.device.cpu import physical_cores
     from llmfit.device.environment import environment
 
+    compile_privately()
     started, moment = time.perf_counter(), datetime.now(UTC)
     torch.set_num_threads(options["threads"] or physical_cores())
     torch.manual_seed(options["seed"])

@@ -83,7 +83,7 @@ class _Runner:
             outcome, find = "passed", None
         except LlmfitError as exc:
             outcome = "refused"
-            find = f"too long a message: {len(str(exc))} characters" if _long(exc) else None
+            find = _wrong_with(exc)
         except KeyboardInterrupt:
             raise
         except BaseException as exc:  # noqa: BLE001 - whatever it is, it is what is looked for
@@ -104,8 +104,14 @@ class _Runner:
                 path.unlink()
 
 
-def _long(error: LlmfitError) -> bool:
-    return len(str(error)) > LONGEST_MESSAGE
+def _wrong_with(error: LlmfitError) -> str | None:
+    """Why an error of our own is not as promised; None where it is."""
+    if len(str(error)) > LONGEST_MESSAGE:
+        return f"too long a message: {len(str(error))} characters"
+    cause = error.__cause__
+    while cause is not None and not isinstance(cause, MemoryError):
+        cause = cause.__cause__
+    return None if cause is None else f"memory was asked for before the check: {error}"[:300]
 
 
 def _told(error: BaseException) -> str:

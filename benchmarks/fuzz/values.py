@@ -46,8 +46,10 @@ def changed(draw: DrawFn, wholes: Sequence[dict[str, Json]], extra: Sequence[str
         if not keys:
             break
         key = draw(st.sampled_from(keys))
-        what = draw(st.sampled_from(("odd", "odd", "odd", "odd", "gone", "other", "moved")))
-        if what == "odd":
+        what = draw(st.sampled_from(("odd", "odd", "odd", "huge", "gone", "other", "moved")))
+        if what == "huge":
+            table[key] = draw(st.sampled_from((10**6, 10**9, 2**31 - 1, 10**12)))
+        elif what == "odd":
             table[key] = copy.deepcopy(draw(odd_values))
         elif what == "gone":
             table.pop(key, None)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmfit.backends._synthetic import NOTE as SYNTHETIC_NOTE
-from llmfit.backends._synthetic import random_causal_lm
+from llmfit.backends._synthetic import random_causal_lm, return_outputs_alone
 from llmfit.backends._tokenizer import tokenizer_of
 from llmfit.backends.base import Backend, Check, LoadedModel, LoadInfo, Package, Tokenizer
 from llmfit.errors import LlmfitError, ModelLoadError
@@ -203,6 +203,7 @@ def load_causal_lm(path: str, plan: Plan, *, attention: str, **options: Any) -> 
         )
     _require_all(path, report)
     model.eval()
+    return_outputs_alone(model)
     model.llmfit_unused_tensors = tuple(sorted(report["unexpected_keys"]))
     module: nn.Module = model
     return module

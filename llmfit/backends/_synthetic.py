@@ -237,8 +237,16 @@ def random_causal_lm(
             )
     _require_all_taken(checkpoint, report, plan.model.name)
     model.eval()
+    return_outputs_alone(model)
     module: nn.Module = model
     return module
+
+
+def return_outputs_alone(model: Any) -> None:
+    """Undo what a config can ask of a model's outputs: bare tuples, every layer's states."""
+    for config in (model.config, model.config.get_text_config()):
+        config.return_dict = True
+        config.output_hidden_states = False
 
 
 def _skeleton(config: Any, device: str, attention: str, quantization: Facts | None) -> Any:

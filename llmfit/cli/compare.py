@@ -37,8 +37,9 @@ examples:
 A row that cannot run is shown with its reason and does not end the comparison.
 Where the weights are not here and cannot be fetched, the rows are predicted.
 Exit code: 0 when at least one row ran or all were predicted, 1 when none did
-or the results store failed, 2 for a wrong argument, 130 when interrupted (the
-finished rows are kept and printed; --resume last goes on).
+or the results store failed, 2 for a wrong argument, 130 when interrupted (143
+by SIGTERM, 129 by a closed terminal): the finished rows are kept and printed,
+and --resume last goes on.
 """
 
 _EVALUATION_OPTIONS = (

@@ -24,6 +24,7 @@ from llmfit.decode.step_linears import StepLinears
 from llmfit.device.execution import is_out_of_memory
 from llmfit.errors import ModelLoadError, first_line
 from llmfit.kernels.build import why_no_kernels
+from llmfit.private_code import compile_privately
 
 T = TypeVar("T")
 Graph = torch.cuda.CUDAGraph
@@ -127,6 +128,7 @@ class CompiledStep:
         return logits
 
     def _trace(self) -> torch.Tensor:
+        compile_privately()
         from torch._dynamo.exc import TorchDynamoException
         from torch._inductor.compile_fx import compile_fx
 

@@ -25,6 +25,7 @@ import platformdirs
 
 from llmfit.device.cpu import cpu_flags, cpu_name
 from llmfit.files import file_hash
+from llmfit.folder_lock import FolderLock
 from llmfit.private_code import is_own, private_folder
 
 COMPILERS = ("g++", "clang++", "c++")
@@ -96,10 +97,8 @@ def _made(folder: Path, key: str) -> Path:
 
     Raises OSError, and CalledProcessError.
     """
-    from filelock import FileLock
-
-    with FileLock(folder / ".lock", timeout=_TIME_LIMIT_S):
-        for half in folder.glob(f"{_MAKING}*"):
+    with FolderLock(folder, wait_s=_TIME_LIMIT_S) as lock:
+        for half in folder.glob(f"{_MAKING}*") if lock.held else ():
             shutil.rmtree(half, ignore_errors=True)
         if (library := _kept(folder, key)) is not None:
             return library

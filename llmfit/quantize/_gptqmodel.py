@@ -12,7 +12,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -82,6 +82,7 @@ def import_gptqmodel() -> ModuleType:
     import transformers  # noqa: F401
 
     with _environment_kept():
+        _name_caches()
         # With fewer than 3 cores GPTQModel makes a pool of one thread, and then fails for want
         # of a second one.
         workers = max(2, min(12, ((os.cpu_count() or 1) + 1) // 2))
@@ -90,6 +91,25 @@ def import_gptqmodel() -> ModuleType:
 
         gptqmodel.get_device_thread_pool()  # reads the variable
     return gptqmodel
+
+
+def _name_caches() -> None:
+    """Name the hub client's own folders, or GPTQModel makes one that all users know under /tmp.
+
+    Where they cannot be made it does so all the same, as it makes every folder that is named.
+    """
+    from huggingface_hub import constants
+
+    named = {
+        "HF_HOME": constants.HF_HOME,
+        "HF_HUB_CACHE": constants.HF_HUB_CACHE,
+        "HF_MODULES_CACHE": str(Path(constants.HF_HOME) / "modules"),
+    }
+    with suppress(OSError):
+        for place in named.values():
+            Path(place).mkdir(parents=True, exist_ok=True)
+        for name, place in named.items():
+            os.environ.setdefault(name, place)
 
 
 def plan_layers(model_path: Path, *, trust_remote_code: bool = False) -> Layers:

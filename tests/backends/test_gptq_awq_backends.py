@@ -215,9 +215,14 @@ def test_quantised_models_of_other_methods_are_skipped(method: str, small: Model
 
 @pytest.mark.slow
 def test_importing_gptqmodel_leaves_the_process_as_it_was() -> None:
-    """Environment, threads, default dtype and autograd are the same before and after."""
+    """Environment, threads, default dtype and autograd are the same before and after.
+
+    No folder is made under /tmp whose name everyone knows.
+    """
     code = """
-import os, torch, transformers
+import os, sys, torch, transformers
+made = []
+sys.addaudithook(lambda event, said: made.append(str(said[0])) if event == "os.mkdir" else None)
 def state():
     return (dict(os.environ), torch.get_num_threads(), torch.get_default_dtype(),
             torch.is_grad_enabled(), torch.is_inference_mode_enabled(),
@@ -226,6 +231,7 @@ before = state()
 from llmfit.quantize._gptqmodel import import_gptqmodel
 import_gptqmodel()
 assert state() == before, [pair for pair in zip(before, state()) if pair[0] != pair[1]]
+assert made and not any("tokenicer" in folder for folder in made), made
 """
     root = str(Path(__file__).parents[2])
     environment = {**os.environ, "PYTHONPATH": root}

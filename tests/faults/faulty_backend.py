@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-STAGES = ("import", "load", "quantize", "measure", "score")
+STAGES = ("import", "load", "quantize", "measure", "score", "score_too")
 """A row ``faulty_wait_STAGE`` waits there."""
 DEEDS = (
     "fine", "kill", "segv", "allocate", "noise", "binary", "flood", "garbage", "half_a_message",
@@ -161,7 +161,7 @@ class Model(FakeModel):
         return made
 
     def score(self, windows, *, batch_tokens, visit=None):
-        if self.row == "faulty_wait_score":
+        if self.row.startswith("faulty_wait_score"):
             wait(self.row)
         yield from super().score(windows, batch_tokens=batch_tokens, visit=visit)
 

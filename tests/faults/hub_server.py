@@ -243,6 +243,22 @@ def trickling(name: str, pause_s: float = 0.2) -> Fault:
     return answer
 
 
+def steady(name: str, pause_s: float, piece: int = 64 * 1024) -> Fault:
+    """A file that comes slowly and surely."""
+
+    def answer(request: Request) -> bool:
+        if request.name != name or request.command != "GET":
+            return False
+        request.start(200, file_headers(name, request.content, len(request.content)))
+        for start in range(0, len(request.content), piece):
+            request.wfile.write(request.content[start : start + piece])
+            if request.hub.closing.wait(pause_s):
+                break
+        return True
+
+    return answer
+
+
 def cut_off(name: str, after: int, times: int = 1000) -> Fault:
     """A file whose connection closes ``after`` bytes, so many ``times``."""
     left = [times]

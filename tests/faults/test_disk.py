@@ -25,7 +25,9 @@ from llmfit.keeping import Keeping
 from llmfit.lookup import find_record
 from llmfit.models import data_path
 from llmfit.quantize.cache import ArtifactCache
+from llmfit.records import Comparison
 from llmfit.runner.forkserver import ForkServer
+from llmfit.store.heads import RunHead
 from llmfit.store.store import Store
 from llmfit.testing import make_comparison, make_record
 
@@ -144,6 +146,23 @@ def test_with_every_disk_full_the_result_is_printed(inside: Namespace, model: Pa
     assert result == [] and not [name for name in runs if "/." in name]
 
 
+def test_a_report_without_room_is_one_error(inside: Namespace, tmp_path: Path) -> None:
+    """Its HTML page is not there by half, and the exit code is 1."""
+    (place,) = inside.call("make", disks={"report": "100k"}).values()
+    with Store(tmp_path / "store.db") as store:
+        comparison = make_comparison([make_record("bf16")])
+        store.put(_head(comparison), comparison)
+    words = ["report", "--store", str(tmp_path / "store.db"), "--out", f"{place}/page"]
+    done = subprocess.run(
+        inside.inside(sys.executable, "-m", "llmfit", *words),
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "cannot write" in done.stderr and "report.html" in done.stderr and NO_ROOM in done.stderr
+    (left,) = inside.call("list_all", places=[place])
+    assert left == ["page"]
+
+
 def test_a_hub_cache_without_room_is_told(inside: Namespace, model: Path) -> None:
     """The download's error is of the disk, names the variable that helps, and leaves no half."""
     (place,) = inside.call("make", disks={"hub": "400k"}).values()
@@ -182,6 +201,7 @@ def test_what_a_crash_left_in_the_cache_is_repaired(
     (repaired,) = compared(model, tmp_path, "gguf", server=server).rows
     assert repaired.status == "ok" and repaired.quantize_s is not None, repaired.reason
     assert artifact.read_bytes() == whole and not half.exists()
+    assert "was damaged" in " ".join(repaired.notes)
     manifest = artifact.parent / "artifact.json"
     manifest.write_text(manifest.read_text()[:40])
     (again,) = compared(model, tmp_path, "gguf", server=server).rows
@@ -225,9 +245,8 @@ def test_a_store_cut_off_by_a_crash_keeps_what_was_committed(tmp_path: Path) -> 
                 assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
-def _head(comparison):  # type: ignore[no-untyped-def]
-    from llmfit.store.heads import RunHead
-
+def _head(comparison: Comparison) -> RunHead:
+    """How the run began."""
     return RunHead(
         run_id=comparison.run_id, model=comparison.model, workload=comparison.workload,
         environment=comparison.environment, backends=("bf16",), started_at="2026-01-01T00:00:00",

@@ -31,6 +31,7 @@ from hub_server import (
     serving,
     silent,
     status,
+    steady,
     trickling,
 )
 
@@ -181,6 +182,16 @@ def test_a_connection_that_breaks_now_and_then_is_gone_on_with(hub: Hub, home: P
     hub.faults["org/shaky"] = cut_off(WEIGHTS, 400_000, times=2)
     assert (fetched("org/shaky") / WEIGHTS).read_bytes() == hub.files[WEIGHTS]
     assert hub.count("GET", "org/shaky", WEIGHTS) == 3
+
+
+def test_two_that_want_one_model_fetch_it_once(hub: Hub, home: Path) -> None:
+    """The second waits for the first, longer than it would for a silent hub."""
+    hub.faults["org/wanted"] = steady(WEIGHTS, pause_s=0.75)
+    with ThreadPoolExecutor(2) as pool:
+        began = time.monotonic()
+        folders = set(pool.map(fetched, ["org/wanted"] * 2))
+    assert len(folders) == 1 and hub.count("GET", "org/wanted", WEIGHTS) == 1
+    assert time.monotonic() - began > 6 * ANSWER_S
 
 
 def test_a_failed_download_is_no_run(hub: Hub, tmp_path: Path) -> None:

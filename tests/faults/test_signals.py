@@ -113,13 +113,21 @@ def rest(terminal: int) -> bytes:
 
 
 def test_scoring_can_be_stopped(tmp_path: Path) -> None:
-    """With all that scoring imports; what was measured of the row is measured again."""
+    """With all that scoring imports: a killed row is failed, an interrupted one is to be run."""
     place = Place(tmp_path, scores=True)
-    process = place.compare("faulty_wait_score", tasks="wikitext", limit="1")
+    process = place.compare(
+        "faulty_wait_score", "faulty_wait_score_too", tasks="wikitext", limit="1"
+    )
     place.reached("faulty_wait_score", process)
+    (worker,) = place.workers("faulty_wait_score")
+    os.kill(worker, signal.SIGKILL)
+    place.reached("faulty_wait_score_too", process)
     os.killpg(process.pid, signal.SIGINT)
     returned, _, err = ended(process)
-    assert returned == 130 and "0 of 1 rows" in err and "Traceback" not in err
+    assert returned == 130 and "1 of 2 rows" in err and "Traceback" not in err
+    ((killed, interrupted),) = (run["rows"] for run in place.stored())
+    assert killed["status"] == "failed" and "killed by SIGKILL during" in killed["reason"]
+    assert interrupted["status"] == "skipped"
     place.assert_clean()
 
 

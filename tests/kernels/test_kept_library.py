@@ -146,3 +146,14 @@ def test_a_folder_that_others_may_write_to_is_taken_back(cache: Path) -> None:
     cache.chmod(0o777)
     assert load(cache) == [OURS]
     assert stat.S_IMODE(cache.stat().st_mode) == 0o755
+
+
+def test_what_a_killed_compiler_left_is_swept(cache: Path, tmp_path: Path) -> None:
+    """By the next process that makes a library there; nothing is written elsewhere meanwhile."""
+    half = cache / ".making-half"
+    half.mkdir(parents=True)
+    cache.chmod(0o700)
+    (half / "half.so").write_bytes(b"half")
+    assert load(cache) == [OURS]
+    assert [file.suffix for file in cache.iterdir()] == [".so"]
+    assert not list((tmp_path / "scratch").iterdir())

@@ -47,9 +47,9 @@ def test_a_size_that_is_none_is_refused(key: str, tmp_path: Path) -> None:
 
 
 ABSURD: list[tuple[dict[str, Any], str]] = [
-    ({"num_hidden_layers": 10**9}, f"at most {MOST_LAYERS}"),
-    ({"num_hidden_layers": MOST_LAYERS + 1}, f"at most {MOST_LAYERS}"),
-    ({"vocab_size": MOST_TOKENS + 1}, f"at most {MOST_TOKENS}"),
+    ({"num_hidden_layers": 10**9}, f"up to {MOST_LAYERS}"),
+    ({"num_hidden_layers": MOST_LAYERS + 1}, f"up to {MOST_LAYERS}"),
+    ({"vocab_size": MOST_TOKENS + 1}, f"up to {MOST_TOKENS}"),
     ({"hidden_size": 2**21, "num_hidden_layers": 1024}, "parameters"),
     ({"model_type": "mixtral", "num_local_experts": MOST_EXPERTS, "num_hidden_layers": 1000},
      "matrices in all"),
@@ -72,7 +72,7 @@ ABSURD: list[tuple[dict[str, Any], str]] = [
     ({"model_type": "gpt_neo", "attention_types": [3]}, "attention_types"),
     ({"model_type": "gpt_neo", "attention_types": [[["global"]]]}, "attention_types"),
     ({"model_type": "gpt_neo", "attention_types": []}, "num_hidden_layers"),
-    ({"model_type": "mixtral", "num_local_experts": 10**12}, f"at most {MOST_EXPERTS}"),
+    ({"model_type": "mixtral", "num_local_experts": 10**12}, f"up to {MOST_EXPERTS}"),
     ({"model_type": "hunyuan_v1_moe", "num_experts": 4, "moe_topk": ["two"]}, "moe_topk"),
     ({"model_type": "hunyuan_v1_moe", "num_experts": 4, "moe_topk": [1] * 7}, "7 MLPs"),
     ({"model_type": "gemma3n_text", "intermediate_size": [64]}, "1 intermediate_size for 2"),
@@ -91,6 +91,8 @@ ABSURD: list[tuple[dict[str, Any], str]] = [
         {"attention": {"n_heads_in_group": 8}, "ffn": {"no_op": True}}]}, "attn_k"),
     ({"model_type": "bloom", "num_attention_heads": 100}, "100 heads for a hidden size of 64"),
     ({"text_config": {"model_type": "llama", "hidden_size": -1}}, "hidden_size = -1"),
+    ({"num_labels": 10**9}, "num_labels = 1000000000"),
+    ({"vision_config": {"num_hidden_layers": 10**9}}, "num_hidden_layers = 1000000000"),
 ]  # fmt: skip
 
 
