@@ -217,7 +217,7 @@ def look(folders: Folders, place: int, seconds: float, shared_before: frozenset[
         threads=this.num_threads(),
         processes=len(_marked()),
         zombies=sum(_is_zombie(child) for child in this.children(recursive=True)),
-        shared_memory=len(shared_memory() - shared_before),
+        shared_memory=len(left_shared(shared_before)),
         temporary_files=len(temporary),
         stray_files=len(stray),
         left=tuple(sorted(map(str, temporary | stray))),
@@ -257,6 +257,22 @@ def shared_memory() -> frozenset[str]:
     if not folder.is_dir():
         return frozenset()
     return frozenset(path.name for path in folder.iterdir() if not path.is_dir())
+
+
+def left_shared(before: frozenset[str]) -> frozenset[str]:
+    """What is there beyond ``before``, but for what programs other than this one's hold open."""
+    new = shared_memory() - before
+    ours = {os.getpid(), *(process.pid for process in _marked())} if new else set()
+    for process in psutil.process_iter() if new else ():
+        if process.pid in ours:
+            continue
+        try:
+            held = {each.path for each in process.memory_maps()}
+            held |= {each.path for each in process.open_files()}
+        except (psutil.Error, OSError):  # it has just ended, or is not ours to ask
+            continue
+        new -= {Path(path).name for path in held if path.startswith("/dev/shm/")}
+    return new
 
 
 def _marked() -> list[psutil.Process]:

@@ -74,6 +74,12 @@ class TaskUnavailable(EvaluationError):
 class NotFinite(EvaluationError):
     """The model's logits are no finite numbers, so it has no quality and cannot be picked."""
 
+    def __init__(self) -> None:
+        super().__init__(
+            "the model's logits are not finite numbers.",
+            hint="another format, or the model's files anew: this one overflows or is damaged",
+        )
+
 
 class StudyError(LlmfitError):
     """A study could not be run to its end."""

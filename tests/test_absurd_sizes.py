@@ -65,13 +65,42 @@ def test_a_comparison_says_that_it_does_not_fit(huge: str, tmp_path: Path) -> No
 @pytest.mark.slow
 def test_files_that_hold_less_than_the_config_tells_are_refused(tmp_path: Path) -> None:
     """transformers would make the missing tensors, here 1.6 GB of them, before it says so."""
-    folder = tmp_path / "model"
-    shutil.copytree(data_path("embedded"), folder)
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 1000}))
+    folder = _embedded(tmp_path / "model", num_hidden_layers=1000)
     restart_peak()
     before = resident_bytes()
-    deployer = Deployer(str(folder), backend="sdpa", device="cpu")
+    deployer = Deployer(folder, backend="sdpa", device="cpu")
     with pytest.raises(ModelLoadError, match=r"its files hold 5\d+ values, config\.json tells of"):
         deployer.load()
     assert (peak_resident_bytes() or 0) - before < 1e9
+
+
+def _embedded(folder: Path, **changes: Any) -> str:
+    """The embedded model in ``folder``, its config with ``changes``."""
+    shutil.copytree(data_path("embedded"), folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+    return str(folder)
+
+
+def test_the_converter_refuses_a_config_of_other_heads(tmp_path: Path) -> None:
+    """Queries and keys are reordered head by head, which other numbers leave no room for."""
+    pytest.importorskip("gguf")
+    from llmfit.quantize.gguf_convert import convert
+
+    _embedded(tmp_path / "model", num_key_value_heads=3)
+    with pytest.raises(ModelLoadError, match=r"k_proj\.weight has 128 rows, .* 3 heads of 32"):
+        convert(tmp_path / "model", tmp_path / "out.gguf", dtype="f16")
+
+
+@pytest.mark.slow
+def test_a_config_cannot_change_what_a_model_returns(tmp_path: Path) -> None:
+    """Bare tuples and every layer's states are asked for, and the text is the same."""
+    texts = []
+    for name, changes in (
+        ("plain", {}),
+        ("odd", {"return_dict": False, "output_hidden_states": 1}),
+    ):
+        folder = _embedded(tmp_path / name, **changes)
+        with Deployer(folder, backend="sdpa", device="cpu") as deployed:
+            texts.append(deployed.generate("Once upon a time", max_new_tokens=8).text)
+    assert texts[0] == texts[1] != ""

@@ -231,6 +231,18 @@ def test_an_absurd_gguf_is_refused(said: str, tmp_path: Path) -> None:
     assert said in str(refused.value) or said == "magic"
 
 
+def test_a_name_is_shown_in_a_line(tmp_path: Path) -> None:
+    """One of 65,000 bytes, as a GGUF and an index may have, in a message of some hundred."""
+    path = tmp_path / "x.gguf"
+    path.write_bytes(_gguf(_text(b"\x1b" * 65_000), struct.pack("<I", 1000), tensors=1))
+    with pytest.raises(ModelLoadError, match="1000 dimensions") as refused:
+        check_gguf(path)
+    assert len(str(refused.value)) < 400 and "\x1b" not in str(refused.value)
+    with pytest.raises(ModelLoadError, match="names the shard") as refused:
+        check_index(tmp_path / "i.json", {"weight_map": {"w": "x" * 65_000}})
+    assert len(str(refused.value)) < 400
+
+
 def _mutations(content: bytes, count: int, seed: int) -> list[bytes]:
     """The content with some bytes changed, cut off, or doubled, most of them in its header."""
     draw = random.Random(seed)

@@ -9,6 +9,7 @@ import sys
 import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -114,6 +115,30 @@ def test_what_is_left_is_seen(folders: leaks.Folders) -> None:
     assert before.left == ()
 
 
+def test_shared_memory_that_nobody_holds_is_left(folders: leaks.Folders) -> None:
+    """What another program has open is its own."""
+    if not Path("/dev/shm").is_dir():
+        pytest.skip("this system has no /dev/shm")
+    before = leaks.shared_memory()
+    left, held = (Path("/dev/shm") / f"llmfit-test-{name}-{uuid.uuid4().hex}" for name in "lh")
+    code = f"held = open({str(held)!r}, 'w'); print(flush=True); input()"
+    environment = {name: value for name, value in os.environ.items() if name != leaks.MARK}
+    try:
+        left.touch()
+        with subprocess.Popen(
+            [sys.executable, "-c", code],
+            env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        ) as other:  # fmt: skip
+            assert other.stdout is not None and other.stdout.readline()
+            found = leaks.left_shared(before)
+            other.kill()
+        assert left.name in found and held.name not in found
+        assert held.name in leaks.left_shared(before)
+    finally:
+        left.unlink(missing_ok=True)
+        held.unlink(missing_ok=True)
+
+
 @pytest.mark.slow
 def test_comparisons_in_a_row_leave_nothing(folders: leaks.Folders) -> None:
     """Descriptors, threads, processes, shared memory, temporary and stray files."""
@@ -126,6 +151,6 @@ def test_comparisons_in_a_row_leave_nothing(folders: leaks.Folders) -> None:
     assert {each.processes for each in snapshots} == {0}
     assert snapshots[-1].left == ()
     deadline = time.monotonic() + 60  # other programs of this machine use it too, for a while
-    while left := leaks.shared_memory() - before:
+    while left := leaks.left_shared(before):
         assert time.monotonic() < deadline, left
         time.sleep(1)

@@ -327,6 +327,7 @@ def test_latent_attention_tells_its_own_sizes(shared_data: Path) -> None:
     [
         ("./no-such-folder", "no folder './no-such-folder'"),
         ("/no/such/folder", "no folder '/no/such/folder'"),
+        ("~nobody-of-this-name/x", "no folder '~nobody-of-this-name/x'"),
         ("org/name", "hub was not reached"),
     ],
 )

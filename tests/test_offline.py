@@ -168,3 +168,17 @@ def test_offline_is_for_the_whole_comparison(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     with llmfit.offline(), pytest.raises(llmfit.LlmfitError, match="keeps from asking the hub"):
         llmfit.compare("org/model")
+
+
+def test_offline_a_store_on_a_network_is_refused_before_anything_runs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """No process is started, no machine described."""
+    import llmfit
+    from llmfit import comparison
+    from llmfit.errors import UsageError
+
+    monkeypatch.setattr(comparison, "fork_server", lambda *_: pytest.fail("a process was started"))
+    keeping = llmfit.Keeping(store="postgresql://me@host/x")
+    with llmfit.offline(), pytest.raises(UsageError, match="store postgresql://me@host/x"):
+        llmfit.compare(backends=["bf16"], keeping=keeping)

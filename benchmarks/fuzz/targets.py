@@ -392,9 +392,11 @@ def _structured_tokenizers() -> SearchStrategy[bytes]:
 def _structured_settings() -> SearchStrategy[bytes]:
     from benchmarks.fuzz.values import as_json, changed
 
-    keys = ("bos_token", "eos_token", "unk_token", "pad_token", "added_tokens_decoder", "auto_map",
-            "chat_template", "tokenizer_class", "extra_special_tokens", "vocab_file",
-            "tokenizer_file", "model_max_length", "padding_side")  # fmt: skip
+    keys = (
+        "bos_token", "eos_token", "unk_token", "pad_token", "added_tokens_decoder", "auto_map",
+        "chat_template", "tokenizer_class", "extra_special_tokens", "vocab_file", "tokenizer_file",
+        "model_max_length", "padding_side", "extra_ids", "offset",
+    )  # fmt: skip
     return changed(wholes.TOKENIZER_SETTINGS, keys).map(as_json)
 
 

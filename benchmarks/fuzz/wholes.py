@@ -167,6 +167,8 @@ TOKENIZER_SETTINGS: list[Config] = [
     {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["own.Own", None]}},
     {"fast_tokenizer_files": ["tokenizer.4.0.0.json", "../tokenizer.0.json"],
      "extra_special_tokens": ["<a>", "<b>"], "model_max_length": 10**30},
+    {"tokenizer_class": "T5Tokenizer", "extra_ids": 100, "eos_token": "</s>"},
+    {"tokenizer_class": "PegasusTokenizer", "offset": 103},
 ]  # fmt: skip
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -118,25 +120,34 @@ def run(args: argparse.Namespace) -> int:
     make_folder(folder)  # before hours of work that would have nowhere to go
     done: list[StudyResult] = []
     failed: list[str] = []
-    for number, name in enumerate(names, start=1):
-        say_title = f"[{number}/{len(names)}] {name}" if len(names) > 1 else name
-        try:
-            done.append(_run_one(name, options, args, say_title))
-        except LlmfitError as exc:
-            if len(names) == 1:
-                raise
-            failed.append(name)
-            say(f"{say_title}: failed: {exc}")
-            continue
-        _show(done[-1], args, folder, first=len(done) == 1)
-    if args.format == "json" and args.study == _ALL:
-        emit("[]\n" if not done else "\n]\n")
+    with _list_closed(args, done):
+        for number, name in enumerate(names, start=1):
+            say_title = f"[{number}/{len(names)}] {name}" if len(names) > 1 else name
+            try:
+                done.append(_run_one(name, options, args, say_title))
+            except LlmfitError as exc:
+                if len(names) == 1:
+                    raise
+                failed.append(name)
+                say(f"{say_title}: failed: {exc}")
+                continue
+            _show(done[-1], args, folder, first=len(done) == 1)
     broken = [result.study for result in done if any(c.holds is False for c in result.checks)]
     if broken:
         say(f"llmfit: what must hold did not in: {', '.join(broken)}; see ✗ above.")
     if failed:
         say(f"llmfit: not run to the end: {', '.join(failed)}.")
     return 1 if broken or failed else 0
+
+
+@contextmanager
+def _list_closed(args: argparse.Namespace, done: Sequence[StudyResult]) -> Iterator[None]:
+    """Make JSON of several studies a list, also where an interrupt ends it early."""
+    try:
+        yield
+    finally:
+        if args.format == "json" and args.study == _ALL:
+            emit("\n]\n" if done else "[]\n")
 
 
 def _options(args: argparse.Namespace, names: tuple[str, ...]) -> StudyOptions:

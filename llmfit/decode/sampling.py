@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from llmfit.decode.base import Sampling
+from llmfit.errors import NotFinite
 
 
 def filtered_logits(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
@@ -29,11 +30,16 @@ def filtered_logits(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
 def choose(
     logits: torch.Tensor, sampling: Sampling, generator: torch.Generator | None
 ) -> torch.Tensor:
-    """Next token ids int64[B, 1] from logits [B, V]; no host synchronisation."""
+    """Next token ids int64[B, 1] from logits [B, V]; no host synchronisation.
+
+    On a CPU, raises NotFinite where there is nothing to draw from.
+    """
     if sampling.greedy and logits.device.type == "cpu":
         # A tenth of torch's own time over a large vocabulary: NumPy's loop has vector instructions.
         return torch.from_numpy(logits.float().numpy().argmax(axis=-1, keepdims=True))
     if sampling.greedy:
         return logits.argmax(dim=-1, keepdim=True)
     probabilities = filtered_logits(logits, sampling).softmax(dim=-1)
+    if logits.device.type == "cpu" and not probabilities.isfinite().all():
+        raise NotFinite
     return torch.multinomial(probabilities, num_samples=1, generator=generator)

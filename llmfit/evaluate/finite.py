@@ -16,10 +16,7 @@ from llmfit.errors import NotFinite
 def check_finite(logprobs: Iterable[float]) -> None:
     """Raise NotFinite where one of the log-probabilities is no finite number."""
     if not all(map(isfinite, logprobs)):
-        raise NotFinite(
-            "the model's logits are not finite numbers.",
-            hint="another format, or the model's files anew: this one overflows or is damaged",
-        )
+        raise NotFinite
 
 
 def check_logits(model: LoadedModel, prompt: Sequence[int]) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmfit.errors import ModelLoadError, ModelNotFound
 from llmfit.foreign_files import check_index
-from llmfit.foreign_json import LARGEST_TABLE_BYTES, read_json
+from llmfit.foreign_json import LARGEST_TABLE_BYTES, read_json, shortened
 from llmfit.quantize.gguf_shape import GgufShape, refuse
 
 if TYPE_CHECKING:
@@ -118,7 +118,10 @@ def _tensor(
     lost = name.endswith("o_proj.bias") and not architecture.output_bias
     refuse(target is None or lost, f"the tensor {name}")
     assert target is not None
-    own_shape = tuple(sources[0][1].get_slice(sources[0][0]).get_shape())
+    shapes = {tuple(file.get_slice(own).get_shape()) for own, file in sources}
+    own_shape = max(shapes)
+    if len(shapes) > 1 or not 1 <= len(own_shape) <= 2:
+        raise ModelLoadError(f"{shortened(name)} has the shapes {shortened(sorted(shapes))}.")
     if "_exps." in target:
         if len(sources) != shape.experts:
             raise ModelLoadError(
@@ -128,6 +131,12 @@ def _tensor(
     normed = "attn_q_norm" in architecture.layer_tensors
     queries = target.endswith("attn_q_norm.weight" if normed else "attn_q.weight")
     heads = {"q_proj": shape.heads, "k_proj": shape.kv_heads}.get(name.split(".")[-2])
+    if heads is not None and own_shape[0] != heads * shape.head_dim:
+        raise ModelLoadError(
+            f"{name} has {own_shape[0]} rows, config.json tells of {heads} heads of "
+            f"{shape.head_dim}.",
+            hint="all files of the checkpoint, and the config.json that belongs to them",
+        )
     return SourceTensor(
         target=target,
         shape=own_shape,

@@ -12,6 +12,7 @@ import os
 import sys
 import threading
 import time
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib import import_module
@@ -254,11 +255,12 @@ def _evaluate(record: RunRecord, deployer: Deployer, progress: Progress) -> RunR
 
 
 def _check_logits(record: RunRecord, deployer: Deployer) -> None:
-    """Raise EvaluationError for logits that are no numbers, where no score has shown it."""
+    """Raise NotFinite for logits that are no numbers, where no score has shown it."""
     if record.hellaswag is None and record.perplexity is None:  # other tasks may be texts alone
         plan, model = deployer.plan, deployer.model
         prompt = random_prompts(plan.workload, model.vocab_size, plan.seed)[0]
-        check_logits(model, prompt[:_CHECKED_TOKENS])
+        with suppress(TaskUnavailable):  # a model that cannot be scored at all
+            check_logits(model, prompt[:_CHECKED_TOKENS])
 
 
 def _with_note(record: RunRecord, note: str) -> RunRecord:

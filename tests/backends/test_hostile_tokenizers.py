@@ -120,6 +120,15 @@ def test_a_chat_template_is_kept_and_never_rendered(tmp_path: Path) -> None:
         read_vocabulary(tmp_path, vocab_size=wholes.VOCAB_SIZE)
 
 
+def test_pieces_of_endless_length_are_not_cut_everywhere(tmp_path: Path) -> None:
+    """Comparing all cuts of one of 40,000 characters would take minutes; a note says it was not."""
+    content = json.loads(json.dumps(wholes.byte_fallback()))
+    content["model"]["vocab"]["a" * 40_000] = 270
+    _folder(tmp_path, content)
+    notes = read_vocabulary(tmp_path, vocab_size=wholes.VOCAB_SIZE).notes
+    assert any("may split some words" in note for note in notes)
+
+
 @pytest.mark.slow
 def test_a_token_without_an_embedding_is_refused(tmp_path: Path) -> None:
     """A text with an added token beyond the vocabulary; others run, padded by a real one."""

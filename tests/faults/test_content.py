@@ -14,10 +14,13 @@ from content_rows import compared
 from safetensors.torch import save_file
 
 from llmfit.comparison import compare
-from llmfit.errors import LlmfitError, ModelLoadError, UsageError
+from llmfit.decode.base import Sampling
+from llmfit.decode.sampling import choose
+from llmfit.errors import LlmfitError, ModelLoadError, NotFinite, UsageError
 from llmfit.job import Observer
 from llmfit.keeping import Keeping
-from llmfit.models import data_path
+from llmfit.measure import settle_workload
+from llmfit.models import data_path, resolve
 from llmfit.records import Comparison, EvaluationSettings, Workload, from_json, to_json
 from llmfit.runner.forkserver import ForkServer
 
@@ -84,6 +87,13 @@ def test_a_reference_of_nan_costs_the_others_only_their_divergence(
     assert row.kl_divergence is None and "bf16 left no logits" in " ".join(row.notes)
     assert found.verdict.backend == "gguf"
     assert not list((tmp_path / "runs").rglob("*logits*"))
+
+
+def test_nothing_is_drawn_from_logits_that_are_no_numbers() -> None:
+    """As ``llmfit generate --temperature`` would: an error in words, not torch's."""
+    spoilt = torch.full((1, 8), float("nan"))
+    with pytest.raises(NotFinite, match=NOT_FINITE):
+        choose(spoilt, Sampling(temperature=1.0), None)
 
 
 # ---------------------------------------------------------------- weights
@@ -202,6 +212,8 @@ def test_a_prompt_beyond_the_context_is_refused_unless_it_may_be_cut(tmp_path: P
             keeping=Keeping(runs_dir=str(tmp_path / "runs")),
         )
     assert caught.value.exit_code == 2 and "--prompt-tokens" in str(caught.value.hint)
+    cut, notes = settle_workload(Workload(prompt_tokens=512), True, resolve(str(model)))
+    assert cut.prompt_tokens + cut.new_tokens == 64 and "the model's context is 64" in notes[0]
     assert not (tmp_path / "runs").exists()
 
 

@@ -96,14 +96,14 @@ def test_a_time_limit_ends_a_row_with_all_that_it_started(place: Place) -> None:
     """Loading, measuring, and quantising in a child of the worker's; the artifact is not there."""
     waiting = [f"faulty_wait_{stage}" for stage in ("load", "measure", "quantize")]
     returned, out, err = ended(
-        place.compare(*waiting, "faulty_fine", format="json", time_limit="3")
+        place.compare(*waiting, "faulty_fine", format="json", time_limit="2")
     )
     assert returned == 0, err
     found = rows(out)
     assert found.pop("fine")["status"] == "ok"
     for stage, row in zip(("load", "measure", "quantize"), found.values(), strict=True):
         assert row["status"] == "failed"
-        assert f"time limit of 3 s reached during '{stage}'" in row["reason"]
+        assert f"time limit of 2 s reached during '{stage}'" in row["reason"]
     assert list(place.marks.glob("child.*.pid")), "the quantising child had begun"
     assert not list(place.cache.glob("faulty-*"))
     place.assert_clean()

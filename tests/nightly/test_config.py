@@ -167,3 +167,15 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "b.toml").write_bytes(b"\xff\xfe")
     with pytest.raises(UsageError, match="not UTF-8"):
         read_config(tmp_path / "b.toml")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a = " + "[" * 20_000, "a = " + "9" * 5_000, f"models = 3\ntitle = {[1] * 9999}"],
+    ids=["deep", "digits", "long"],
+)
+def test_an_absurd_file_is_a_short_error(tmp_path: Path, text: str) -> None:
+    """However deep or long it is."""
+    with pytest.raises(UsageError) as refused:
+        read_config(write(tmp_path, text))
+    assert len(str(refused.value)) < 3_000

@@ -110,6 +110,7 @@ def test_what_holds_no_run_adds_nothing(full: Store, tmp_path: Path) -> None:
     good = tmp_path / "good.json"
     write_atomically(good, to_json(make_comparison(rows_of(), run_id="new")))
     texts = {"no.json": "{", "other.json": json.dumps({"a": 1}), "rows.json": '{"rows": 3}'}
+    texts |= {"deep.json": "[" * 200_000, "deeper.json": '{"rows": ' + "[" * 200_000}
     for name, content in texts.items():
         (tmp_path / name).write_text(content)
         with pytest.raises((UsageError, StoreError), match=name):
