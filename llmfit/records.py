@@ -682,7 +682,7 @@ def from_json(kind: type[T], text: str | bytes, *, source: str = "JSON") -> T:
     """
     try:
         return msgspec.json.decode(text, type=kind)
-    except (msgspec.MsgspecError, RecursionError) as exc:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
         raise StoreError(f"{source} is not a {kind.__name__}: {exc}.") from exc
 
 
@@ -695,7 +695,7 @@ def keys_of(text: str | bytes, *, source: str) -> frozenset[str]:
         return frozenset(msgspec.json.decode(text, type=dict[str, msgspec.Raw]))
     except msgspec.ValidationError:
         return frozenset()
-    except (msgspec.MsgspecError, RecursionError) as exc:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
         raise StoreError(f"{source} is no record: it is not JSON ({exc}).") from exc
 
 

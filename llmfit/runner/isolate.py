@@ -218,7 +218,7 @@ class _Worker:
     def _message(self, line: bytes) -> Message | _Cut:
         try:
             return decode(line)
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             self.garbled = line[:_SHOWN_BYTES]
             return _Cut.GARBLED
 

@@ -40,5 +40,8 @@ def encode(message: Message) -> bytes:
 
 
 def decode(line: bytes) -> Message:
-    """The message of a line. Raises msgspec.MsgspecError for a line cut short by a crash."""
+    """The message of a line, which a crash may have cut short.
+
+    Raises msgspec.MsgspecError, UnicodeDecodeError or RecursionError for what is none.
+    """
     return msgspec.json.decode(line, type=Message)

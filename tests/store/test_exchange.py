@@ -111,8 +111,10 @@ def test_what_holds_no_run_adds_nothing(full: Store, tmp_path: Path) -> None:
     write_atomically(good, to_json(make_comparison(rows_of(), run_id="new")))
     texts = {"no.json": "{", "other.json": json.dumps({"a": 1}), "rows.json": '{"rows": 3}'}
     texts |= {"deep.json": "[" * 200_000, "deeper.json": '{"rows": ' + "[" * 200_000}
+    whole = to_json(make_comparison(rows_of()))
+    texts["latin.json"] = whole.replace("bf16", "b\udcad16")  # a byte that is no UTF-8
     for name, content in texts.items():
-        (tmp_path / name).write_text(content)
+        (tmp_path / name).write_bytes(content.encode(errors="surrogateescape"))
         with pytest.raises((UsageError, StoreError), match=name):
             import_runs(full, [good, tmp_path / name])
     (tmp_path / "x.csv").write_text("a,b\n")
