@@ -26,6 +26,10 @@ _PATIENCE_S = 10
 """How long clearing up is left alone; it takes a second or two."""
 
 
+_FINGERS_S = 1.0
+"""Signals so soon after one are the same wish, from impatient fingers."""
+
+
 class Interrupt(KeyboardInterrupt):
     """A signal that asks this process to end."""
 
@@ -62,9 +66,9 @@ class Interrupts:
         value: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Put back what was there."""
+        """Put back what was there; in a process that ends for a signal, ignore the next ones."""
         for number, before in self._before.items():
-            signal.signal(number, before)
+            signal.signal(number, before if self._number is None else signal.SIG_IGN)
 
     def exit_code(self, code: int = INTERRUPTED) -> int:
         """``code``, or of an interruption the code that tells by which signal."""
@@ -77,9 +81,11 @@ class Interrupts:
             self._number = number
         if number == getattr(signal, "SIGHUP", None):
             self._leave_terminals()
-        if self._raised is not None and self._raised() is not None:  # it is on its way still
-            if time.monotonic() - self._since > _PATIENCE_S:
-                os._exit(self.exit_code())
+        under_way = self._raised is not None and self._raised() is not None
+        since = time.monotonic() - self._since
+        if under_way and since > _PATIENCE_S:
+            os._exit(self.exit_code())
+        if under_way or (self._raised is not None and since < _FINGERS_S):
             return
         raised = Interrupt(signal.Signals(number).name)
         self._raised, self._since = weakref.ref(raised), time.monotonic()
