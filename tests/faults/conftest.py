@@ -12,9 +12,9 @@ from llmfit.runner.isolate import fork_server
 from llmfit.testing import make_model
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def server() -> Iterator[ForkServer | None]:
-    """Forks the rows' processes of all tests, so that imports are paid once."""
+    """Forks the rows' processes of a file's tests, so that imports are paid once."""
     scored = Plan(backend="bf16", model=make_model(), device="cpu", evaluation=EvaluationSettings())
     with fork_server(scored) as forking:
         yield forking
