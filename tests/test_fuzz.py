@@ -56,7 +56,7 @@ def grows(folder):
 
 def looks_around(folder):
     try:
-        open("/root/.netrc" if sys.argv[1:] else "/etc/shadow")
+        open("/etc/shadow")
     except OSError:
         pass
 
