@@ -76,7 +76,8 @@ def converse(
             child.stdin.write(json.dumps(job) + "\n")
             child.stdin.flush()
         for line in child.stdout:
-            receive(json.loads(line))
+            if line.endswith("\n"):  # else it died while it sent this one
+                receive(json.loads(line))
         return child.wait()
     finally:
         alarm.cancel()

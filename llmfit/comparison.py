@@ -20,7 +20,7 @@ from llmfit.evaluate.fetch import fetch_data
 from llmfit.evaluate.score import may_need_hub
 from llmfit.evaluate.tasks import check_tasks, other_tasks
 from llmfit.files import expanded
-from llmfit.foreign_code import require_no_pickles
+from llmfit.foreign.code import require_no_pickles
 from llmfit.hub import hub_reachable
 from llmfit.job import Judge, Observer, run_plans
 from llmfit.keeping import Keeping

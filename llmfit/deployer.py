@@ -25,7 +25,7 @@ from llmfit.device.execution import Marks, pick_device
 from llmfit.device.limits import cap_gpu_memory
 from llmfit.device.memory import free_bytes, freed_tensors_returned
 from llmfit.errors import DoesNotFit, LlmfitError, TaskUnavailable, UsageError
-from llmfit.foreign_code import modules_run
+from llmfit.foreign.code import modules_run
 from llmfit.measure import fit_workload, measure
 from llmfit.models import local_folder, resolve
 from llmfit.planning.comparing.differences import REFERENCE

@@ -13,16 +13,16 @@ from typing import Any
 
 from llmfit.errors import ModelLoadError, ModelNotFound
 from llmfit.files import expanded
-from llmfit.foreign_code import PICKLED_WEIGHTS
-from llmfit.foreign_facts import (
+from llmfit.foreign.code import PICKLED_WEIGHTS
+from llmfit.foreign.facts import (
     LARGEST_NUMBER,
     class_name,
     model_type,
     require_countable,
     word,
 )
-from llmfit.foreign_files import check_index, require_no_adapter, safetensors_shapes
-from llmfit.foreign_json import LARGEST_TABLE_BYTES, read_json
+from llmfit.foreign.files import check_index, require_no_adapter, safetensors_shapes
+from llmfit.foreign.json import LARGEST_TABLE_BYTES, read_json
 from llmfit.hub import WEIGHT_SUFFIXES, cached_folder, hub_files, hub_folder, hub_reachable
 from llmfit.planning import catalogue
 from llmfit.planning.architectures import (

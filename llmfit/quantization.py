@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from llmfit.errors import ModelLoadError
-from llmfit.foreign_json import read_json, shortened
+from llmfit.foreign.json import read_json, shortened
 
 Facts = dict[str, Any]
 

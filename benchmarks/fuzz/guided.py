@@ -18,8 +18,8 @@ import atheris
 
 with atheris.instrument_imports(include=["llmfit"]):
     import llmfit.backends._packed
-    import llmfit.foreign_files
-    import llmfit.foreign_json
+    import llmfit.foreign.files
+    import llmfit.foreign.json
     import llmfit.models
     import llmfit.nightly.config
     import llmfit.planner

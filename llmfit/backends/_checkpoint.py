@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from llmfit.errors import ModelLoadError, UsageError
-from llmfit.foreign_code import require_no_pickles
-from llmfit.foreign_errors import LibraryErrors
+from llmfit.foreign.code import require_no_pickles
+from llmfit.foreign.errors import LibraryErrors
 from llmfit.models import local_folder, resolve
 from llmfit.quantization import Facts
 from llmfit.quantize.pickles import with_safetensors

@@ -15,8 +15,8 @@ from llmfit.backends._synthetic import random_causal_lm, return_outputs_alone
 from llmfit.backends._tokenizer import tokenizer_of
 from llmfit.backends.base import Backend, Check, LoadedModel, LoadInfo, Package, Tokenizer
 from llmfit.errors import LlmfitError, ModelLoadError
-from llmfit.foreign_errors import LibraryErrors
-from llmfit.foreign_files import check_configs
+from llmfit.foreign.errors import LibraryErrors
+from llmfit.foreign.files import check_configs
 from llmfit.models import config_of
 from llmfit.planning.memory.kv_cache import unsuited
 from llmfit.records import Kernel, KvCacheDtype, ModelSpec, Plan

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from llmfit.errors import ModelLoadError
-from llmfit.foreign_json import shortened
+from llmfit.foreign.json import shortened
 from llmfit.models import tensor_shapes
 from llmfit.quantization import Facts
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmfit.backends.base import Tokenizer
 from llmfit.errors import ModelLoadError, UsageError
-from llmfit.foreign_errors import LibraryErrors
+from llmfit.foreign.errors import LibraryErrors
 from llmfit.quantization import Facts
 from llmfit.records import Plan
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from llmfit.backends._synthetic import NoTokenizer
 from llmfit.backends.base import Tokenizer
-from llmfit.foreign_errors import LibraryErrors
-from llmfit.foreign_files import check_tokenizer
+from llmfit.foreign.errors import LibraryErrors
+from llmfit.foreign.files import check_tokenizer
 from llmfit.records import Plan
 
 

@@ -6,16 +6,12 @@ import argparse
 import sys
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from llmfit.cli import _args
 from llmfit.cli._console import emit, is_terminal, quieten_libraries, results, say
 from llmfit.errors import UsageError
 from llmfit.report._text import visible
 from llmfit.units import format_rate, format_seconds
-
-if TYPE_CHECKING:
-    from llmfit.deployer import Deployer
 
 _DESCRIPTION = """\
 Continue a prompt. The text goes to stdout, the speed to stderr. The prompt is
@@ -56,9 +52,11 @@ def run(args: argparse.Namespace) -> int:
     """Load, generate, print."""
     prompt = _prompt(args)
     quieten_libraries()
+    from llmfit.cli._progress import Silent, observer
     from llmfit.decode.base import Sampling
     from llmfit.deployer import Deployer
     from llmfit.records import SCHEMA_VERSION, to_builtins, to_json
+    from llmfit.runner.generating import generate_apart
 
     sampling = Sampling(
         temperature=args.temperature, top_k=args.top_k, top_p=args.top_p, seed=args.seed
@@ -76,8 +74,15 @@ def run(args: argparse.Namespace) -> int:
         allow_pickle=args.allow_pickle,
         trust_remote_code=args.trust_remote_code,
     )
-    with _loading(deployer) as loaded:
-        result = loaded.generate(prompt, max_new_tokens=args.max_new_tokens, sampling=sampling)
+    with observer(quiet=False) if is_terminal(sys.stderr) else Silent() as watching:
+        watching.row_started(args.backend, f"loading {args.backend}", 0, 1)
+        result = generate_apart(
+            deployer.plan,
+            prompt,
+            max_new_tokens=args.max_new_tokens,
+            sampling=sampling,
+            progress=partial(watching.progress, args.backend),
+        )
     if args.format == "json":
         answer = {"schema_version": SCHEMA_VERSION, "backend": args.backend}
         emit(to_json({**answer, **to_builtins(result)}) + "\n")
@@ -88,16 +93,6 @@ def run(args: argparse.Namespace) -> int:
     rate = "" if result.tokens_per_s is None else f", {format_rate(result.tokens_per_s)} tokens/s"
     say(f"{result.new_tokens} tokens{rate} (decode), {format_seconds(result.ttft_s)} to the first")
     return 0
-
-
-def _loading(deployer: Deployer) -> Deployer:
-    """Load, with a bar on a terminal: making a quantised artifact takes minutes."""
-    from llmfit.cli._progress import Silent, observer
-
-    backend = deployer.plan.backend
-    with observer(quiet=False) if is_terminal(sys.stderr) else Silent() as watching:
-        watching.row_started(backend, f"loading {backend}", 0, 1)
-        return deployer.load(partial(watching.progress, backend))
 
 
 def _prompt(args: argparse.Namespace) -> str:

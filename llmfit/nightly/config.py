@@ -20,7 +20,7 @@ import msgspec
 from llmfit.errors import LlmfitError, UsageError
 from llmfit.evaluate.tasks import check_tasks
 from llmfit.files import expanded
-from llmfit.foreign_json import shortened
+from llmfit.foreign.json import shortened
 from llmfit.planner import check_backends
 from llmfit.planning.verdict.constraints import Objective
 from llmfit.records import EvaluationSettings, KvCacheDtype, PplProtocol, Weights, Workload

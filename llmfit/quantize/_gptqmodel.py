@@ -19,8 +19,8 @@ from types import ModuleType
 from typing import Any
 
 from llmfit.errors import LlmfitError, QuantizationError, first_line
-from llmfit.foreign_errors import LibraryErrors
-from llmfit.foreign_files import check_configs
+from llmfit.foreign.errors import LibraryErrors
+from llmfit.foreign.files import check_configs
 
 BITS = 4
 GROUP_SIZES = (128, 64, 32)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from llmfit.foreign_json import shortened
+from llmfit.foreign.json import shortened
 from llmfit.quantize.gguf_tokens import (
     Entries,
     GgufVocabulary,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llmfit.errors import ModelLoadError, ModelNotFound
-from llmfit.foreign_facts import (
+from llmfit.foreign.facts import (
     LARGEST_NUMBER,
     MOST_EXPERTS,
     MOST_LAYERS,
@@ -22,7 +22,7 @@ from llmfit.foreign_facts import (
     whole_number,
     word,
 )
-from llmfit.foreign_json import read_json, shortened
+from llmfit.foreign.json import read_json, shortened
 from llmfit.quantize.gguf_architectures import ARCHITECTURES, Architecture
 
 _OTHER_WAYS = (

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llmfit.errors import ModelLoadError
-from llmfit.foreign_json import LARGEST_TABLE_BYTES, read_bytes, shortened
+from llmfit.foreign.json import LARGEST_TABLE_BYTES, read_bytes, shortened
 from llmfit.quantize.gguf_tokens import (
     BYTE,
     CONTROL,

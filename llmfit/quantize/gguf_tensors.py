@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmfit.errors import ModelLoadError, ModelNotFound
-from llmfit.foreign_files import check_index
-from llmfit.foreign_json import LARGEST_TABLE_BYTES, read_json, shortened
+from llmfit.foreign.files import check_index
+from llmfit.foreign.json import LARGEST_TABLE_BYTES, read_json, shortened
 from llmfit.quantize.gguf_shape import GgufShape, refuse
 
 if TYPE_CHECKING:

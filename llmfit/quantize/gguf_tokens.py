@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmfit import foreign_json
 from llmfit.errors import ModelLoadError
-from llmfit.foreign_json import shortened
+from llmfit.foreign import json as foreign_json
+from llmfit.foreign.json import shortened
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter

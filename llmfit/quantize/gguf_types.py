@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from llmfit.errors import ModelLoadError
-from llmfit.foreign_files import check_gguf
+from llmfit.foreign.files import check_gguf
 from llmfit.quantize.gguf_convert import FLOAT_FILE_TYPES, NOTES_KEY
 
 _FLOATS = ("F32", "F16", "BF16", "F64")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from llmfit.errors import ModelLoadError
-from llmfit.foreign_json import read_bytes, shortened
+from llmfit.foreign.json import read_bytes, shortened
 from llmfit.quantize.gguf_bpe import byte_level_bpe, is_byte_level
 from llmfit.quantize.gguf_spm import byte_fallback_bpe, sentencepiece
 from llmfit.quantize.gguf_tokens import (

@@ -22,9 +22,9 @@ from typing import Any
 from llmfit.child import Message, converse, ending, job_and_send
 from llmfit.device.limits import limit_private_memory
 from llmfit.errors import ModelLoadError
-from llmfit.foreign_code import pickles, require_no_pickles
-from llmfit.foreign_files import check_index
-from llmfit.foreign_json import read_json
+from llmfit.foreign.code import pickles, require_no_pickles
+from llmfit.foreign.files import check_index
+from llmfit.foreign.json import read_json
 from llmfit.quantize.cache import ArtifactCache
 from llmfit.records import ModelSpec, Plan
 

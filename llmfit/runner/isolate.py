@@ -243,7 +243,8 @@ class _Worker:
             os.killpg(self.process.pid, signal.SIGKILL)
         except ProcessLookupError:
             if not self._ended():  # it was forked just now, and has no session of its own yet
-                os.kill(self.process.pid, signal.SIGKILL)
+                with suppress(ProcessLookupError):  # or has ended, which the server is about to say
+                    os.kill(self.process.pid, signal.SIGKILL)
         self.wait(_KILLED_S)
         if not isinstance(self.process, ForkedWorker):  # else the server has done it
             kill_marked(_MARK, self._mark)

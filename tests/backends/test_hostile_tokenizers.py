@@ -15,7 +15,7 @@ from benchmarks.fuzz import wholes
 from llmfit.backends._tokenizer import load_tokenizer
 from llmfit.deployer import Deployer
 from llmfit.errors import EvaluationError, LlmfitError, ModelLoadError, QuantizationError
-from llmfit.foreign_errors import LibraryErrors
+from llmfit.foreign.errors import LibraryErrors
 from llmfit.models import data_path
 from llmfit.quantize.gguf_vocab import read_vocabulary
 

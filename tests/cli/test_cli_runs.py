@@ -119,6 +119,27 @@ def test_generate_prints_text_and_speed(llmfit: Run) -> None:
 
 
 @pytest.mark.slow
+def test_generate_opens_no_file_of_a_model_in_its_own_process(tmp_path: Path) -> None:
+    """llama.cpp reads a GGUF in a child: this process has imported neither it nor PyTorch."""
+    script = (
+        "import sys\n"
+        "from llmfit.cli.main import main\n"
+        "code = main(sys.argv[1:])\n"
+        "assert not {'llama_cpp', 'torch'} & set(sys.modules)\n"
+        "sys.exit(code)\n"
+    )
+    words = ["generate", "--backend", "gguf", "--device", "cpu", "--max-new-tokens", "4"]
+    done = subprocess.run(
+        [sys.executable, "-c", script, *words, "--prompt", "The sun", "--cache-dir", tmp_path],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+
+
+@pytest.mark.slow
 def test_generate_json_and_seed(llmfit: Run) -> None:
     """The same seed gives the same tokens; JSON holds them with the timing."""
     words = ("generate", "--prompt", "The sun", "--max-new-tokens", "6", "--temperature", "1")

@@ -73,6 +73,35 @@ def test_what_a_row_does_costs_itself_alone(place: Place) -> None:
     place.assert_clean()
 
 
+@pytest.mark.parametrize(
+    ("deed", "reason"),
+    [
+        ("segv", "faulty_segv ended with signal SIGSEGV during 'start'"),
+        ("half_a_message", "faulty_half_a_message ended with exit code 3 during 'start'"),
+    ],
+)
+def test_a_format_that_crashes_is_an_error_of_generate(
+    place: Place, deed: str, reason: str
+) -> None:
+    """It is loaded in a child: no traceback, no crash of the program."""
+    words = ["generate", "--backend", f"faulty_{deed}", "--prompt", "a"]
+    returned, out, err = ended(place.start(*words, "--cache-dir", str(place.cache)))
+    assert (returned, out) == (1, "")
+    assert err.startswith(f"llmfit: error: {reason}")
+    place.assert_clean()
+
+
+def test_an_interrupt_of_generate_ends_what_quantises(place: Place) -> None:
+    """Ctrl-C: exit 130, and neither the child, nor its own, nor what was half-made is left."""
+    words = ["generate", "--backend", "faulty_wait_quantize", "--prompt", "a"]
+    process = place.start(*words, "--cache-dir", str(place.cache))
+    place.reached("faulty_wait_quantize", process)
+    os.killpg(process.pid, signal.SIGINT)
+    returned, out, err = ended(process)
+    assert (returned, out, err) == (130, "", "llmfit: interrupted.\n")
+    place.assert_clean()
+
+
 def test_a_worker_that_is_killed_from_outside_costs_its_row(place: Place) -> None:
     """kill -9 at each stage: the row names it, and the one after them is measured."""
     stages = ("import", "load", "quantize", "measure")

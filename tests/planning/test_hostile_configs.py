@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from llmfit.errors import ModelLoadError
-from llmfit.foreign_facts import MOST_EXPERTS, MOST_LAYERS, MOST_PARAMETERS, MOST_TOKENS
+from llmfit.foreign.facts import MOST_EXPERTS, MOST_LAYERS, MOST_PARAMETERS, MOST_TOKENS
 from llmfit.models import read_spec
 from llmfit.planning.architectures import require_shape
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +16,8 @@ import psutil
 import pytest
 
 from llmfit.records import ModelSpec, Plan, Workload
-from llmfit.runner.forkserver import ForkServer, ForkServers
-from llmfit.runner.isolate import fork_server, probe_environment, run_isolated
+from llmfit.runner.forkserver import ForkedWorker, ForkServer, ForkServers
+from llmfit.runner.isolate import _Worker, fork_server, probe_environment, run_isolated
 
 pytestmark = pytest.mark.skipif(not ForkServer.available(), reason="no fork of PyTorch here")
 
@@ -128,6 +130,23 @@ def test_comparisons_in_a_row_share_a_server_while_it_suits(
         other = server()
         assert other is not second and len(servers()) == 1
     assert not servers()
+
+
+def test_a_worker_may_end_before_the_server_has_said_so() -> None:
+    """Stopping one that the server has reaped, and is still sweeping up after, is no error."""
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        ended.wait()
+    ours, theirs = socket.socketpair()
+    server = ForkServer({}, scoring=False)
+    server._socket = ours
+    read_end, write_end = os.pipe()
+    with ours, theirs, os.fdopen(write_end, "wb") as stdin, os.fdopen(read_end, "rb"):
+        worker = _Worker(ForkedWorker(ended.pid, server), stdin, read_end, mark="")
+        told = threading.Timer(0.2, theirs.sendall, [b"0\n"])
+        told.start()
+        worker.stop()
+        told.join()
+    assert worker.process.returncode == 0
 
 
 @pytest.mark.slow

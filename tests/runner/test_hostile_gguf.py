@@ -24,7 +24,7 @@ from benchmarks.fuzz.gguf_bytes import (
     strings,
     text,
 )
-from llmfit.foreign_files import check_gguf
+from llmfit.foreign.files import check_gguf
 from llmfit.models import data_path
 from llmfit.records import ModelSpec, Plan, RunRecord, Workload
 from llmfit.runner.forkserver import ForkServer

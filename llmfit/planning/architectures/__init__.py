@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 from llmfit.errors import ModelLoadError
-from llmfit.foreign_facts import HINT, MOST_PARAMETERS, class_name, model_type
+from llmfit.foreign.facts import HINT, MOST_PARAMETERS, class_name, model_type
 from llmfit.planning.architectures import (
     dense,
     experts,

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from llmfit import foreign_facts
 from llmfit.errors import ModelLoadError
-from llmfit.foreign_facts import (
+from llmfit.foreign import facts as foreign_facts
+from llmfit.foreign.facts import (
     LARGEST_NUMBER,
     MOST_EXPERTS,
     MOST_LAYERS,

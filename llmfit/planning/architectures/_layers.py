@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from llmfit.errors import ModelLoadError
-from llmfit.foreign_facts import MOST_LAYERS, items, whole_number
+from llmfit.foreign.facts import MOST_LAYERS, items, whole_number
 from llmfit.planning.architectures._facts import Facts
 
 Windows = Callable[[Facts], list[int | None]]

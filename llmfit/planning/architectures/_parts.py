@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from llmfit.errors import ModelLoadError
-from llmfit.foreign_facts import HINT, MOST_KINDS, MOST_MATRICES
+from llmfit.foreign.facts import HINT, MOST_KINDS, MOST_MATRICES
 from llmfit.planning.architectures._facts import Facts, MissingFact
 from llmfit.shape import Attention, LayerShape, Matrix, ModelShape, State
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from llmfit.foreign_facts import whole_number
+from llmfit.foreign.facts import whole_number
 from llmfit.planning.architectures import _layers as windows
 from llmfit.planning.architectures import _parts as parts
 from llmfit.planning.architectures._facts import Facts

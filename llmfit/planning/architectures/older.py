@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from llmfit.foreign_facts import head_size
+from llmfit.foreign.facts import head_size
 from llmfit.planning.architectures import _parts as parts
 from llmfit.planning.architectures._facts import Facts
 from llmfit.planning.architectures.dense import Traits, build, positions

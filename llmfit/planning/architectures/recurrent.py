@@ -8,8 +8,8 @@ PyTorch, whose scan holds float32 tensors of the size of the state for every tok
 from __future__ import annotations
 
 from llmfit.errors import ModelLoadError
-from llmfit.foreign_facts import word
-from llmfit.foreign_json import shortened
+from llmfit.foreign.facts import word
+from llmfit.foreign.json import shortened
 from llmfit.planning.architectures import _layers as windows
 from llmfit.planning.architectures import _parts as parts
 from llmfit.planning.architectures._facts import Facts, MissingFact

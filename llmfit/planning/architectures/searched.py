@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from llmfit.errors import ModelLoadError
-from llmfit.foreign_facts import finite_number, mapping
-from llmfit.foreign_json import shortened
+from llmfit.foreign.facts import finite_number, mapping
+from llmfit.foreign.json import shortened
 from llmfit.planning.architectures import _parts as parts
 from llmfit.planning.architectures._facts import Facts
 from llmfit.shape import LayerShape, ModelShape

@@ -6,7 +6,7 @@ from pathlib import Path
 from types import TracebackType
 
 from llmfit.errors import LlmfitError, ModelLoadError
-from llmfit.foreign_code import raise_if_code_was_refused
+from llmfit.foreign.code import raise_if_code_was_refused
 
 _LONGEST = 1_000
 """Characters of a library's error; some list every tensor of a model."""

@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, BinaryIO
 
 from llmfit.errors import ModelLoadError
-from llmfit.foreign_json import (
+from llmfit.foreign.json import (
     LARGEST_TABLE_BYTES,
     MOST_VALUES,
     open_regular,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from llmfit.errors import ModelLoadError
-from llmfit.foreign_json import read_json
+from llmfit.foreign.json import read_json
 
 PICKLED_WEIGHTS = ("pytorch_model*.bin", "gptq_model*.bin", "*.pt", "*.pth")
 """Names that libraries give to pickled weights, and to nothing else."""

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llmfit.errors import ModelLoadError
-from llmfit.foreign_json import shortened
+from llmfit.foreign.json import shortened
 
 LARGEST_NUMBER = 2**31 - 1
 """Of any size. torch and llama.cpp count tokens, rows and positions in 32 bits."""

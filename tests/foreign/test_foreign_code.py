@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from llmfit.comparison import compare
 from llmfit.deployer import Deployer
 from llmfit.errors import ModelLoadError, UsageError
-from llmfit.foreign_code import own_modules, pickles, require_no_pickles
+from llmfit.foreign.code import own_modules, pickles, require_no_pickles
 from llmfit.keeping import Keeping
 from llmfit.models import data_path
 from llmfit.quantize.cache import ArtifactCache

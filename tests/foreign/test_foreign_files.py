@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from llmfit.errors import ModelLoadError
-from llmfit.foreign_files import check_gguf, check_index, safetensors_shapes
+from llmfit.foreign.files import check_gguf, check_index, safetensors_shapes
 from llmfit.models import count_parameters, data_path, read_spec
 from llmfit.quantize.gguf_tensors import open_tensors
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from llmfit import foreign_json
 from llmfit.errors import ModelLoadError
-from llmfit.foreign_json import DEEPEST, parse_object, read_json, shortened
+from llmfit.foreign import json as foreign_json
+from llmfit.foreign.json import DEEPEST, parse_object, read_json, shortened
 
 
 def test_what_transformers_writes_and_reads_passes(tmp_path: Path) -> None:
@@ -78,7 +78,7 @@ _LIMITED = """
 import resource, sys
 from pathlib import Path
 from llmfit.errors import ModelLoadError
-from llmfit.foreign_json import LARGEST_TABLE_BYTES, read_json
+from llmfit.foreign.json import LARGEST_TABLE_BYTES, read_json
 resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[2]),) * 2)
 try:
     read_json(Path(sys.argv[1]), largest=LARGEST_TABLE_BYTES)
