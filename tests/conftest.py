@@ -26,6 +26,8 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("OMP_NUM_THREADS", "2")
+    # Threads that wait would else take the core from the tests of the other process.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     # What a test stores is not the user's; a test that looks there takes a place of its own.
     folder = Path(tempfile.mkdtemp(prefix="llmfit-test-store-"))
     config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))

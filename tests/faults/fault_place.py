@@ -78,6 +78,7 @@ class Place:
             env={**self.environment, **env},
             cwd=self.folder,
             process_group=0,
+            preexec_fn=heed_hangup,
         )
 
     def compare(self, *rows: str, **options: str) -> subprocess.Popen[str]:
@@ -141,6 +142,11 @@ def ended(process: subprocess.Popen[str], patience_s: float = PATIENCE_S) -> tup
         os.killpg(process.pid, signal.SIGKILL)
         raise
     return process.returncode, out, err
+
+
+def heed_hangup() -> None:
+    """In a child that is to come: SIGHUP ends it, though nohup had this process ignore it."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def wait_until(holds: Callable[[], bool], patience_s: float = PATIENCE_S) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from fault_place import ROOT, Place, ended, wait_until
+from fault_place import ROOT, Place, ended, heed_hangup, wait_until
 
 pytestmark = [
     pytest.mark.slow,
@@ -75,6 +75,7 @@ def test_a_terminal_that_is_closed_is_as_good_as_ctrl_c(
     pid, terminal = pty.fork()
     if pid == 0:
         os.chdir(place.folder)
+        heed_hangup()
         words = [sys.executable, "-m", "llmfit", *place.words("faulty_wait_load")]
         os.execve(sys.executable, words, {**place.environment, "TERM": "xterm"})
     drawn = b""
