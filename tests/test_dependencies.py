@@ -17,6 +17,9 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
 
+from llmfit.deployer import Deployer
+from llmfit.records import EvaluationSettings
+
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
@@ -60,11 +63,39 @@ def test_the_release_job_is_a_workflow() -> None:
     )  # fmt: skip
 
 
+EXCEPTIONS = dict(
+    line.split()[:2]
+    for line in (ROOT / "scripts" / "audit-exceptions").read_text().splitlines()
+    if not line.startswith("#")
+)
+
+
+@pytest.mark.slow
+def test_what_the_audit_passes_over_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither package's cache is opened where the library that brings it loads and scores."""
+    diskcache, sqlitedict = pytest.importorskip("diskcache"), pytest.importorskip("sqlitedict")
+    assert sorted(EXCEPTIONS.values()) == ["diskcache", "sqlitedict"]
+
+    def opened(*_: object, **__: object) -> None:
+        raise AssertionError("a cache of pickles was opened")
+
+    monkeypatch.setattr(diskcache.Cache, "__init__", opened)
+    monkeypatch.setattr(sqlitedict.SqliteDict, "__init__", opened)
+    with Deployer(backend="gguf", cache_dir=str(tmp_path)).load() as deployed:
+        assert deployed.generate("The sun", max_new_tokens=2).new_tokens
+        scored = deployed.evaluate(EvaluationSettings(limit=2))
+    assert scored.perplexity is not None and scored.hellaswag is not None
+
+
 # ---------------------------------------------------------------- with the package index
 
 
 @contextmanager
-def osv(vulnerable: str | None) -> Iterator[tuple[str, list[dict[str, object]]]]:
+def osv(
+    vulnerable: str | None, name: str = "PLANTED-1"
+) -> Iterator[tuple[str, list[dict[str, object]]]]:
     """A server that answers like api.osv.dev; its address and the questions it was asked."""
     asked: list[dict[str, object]] = []
 
@@ -75,9 +106,7 @@ def osv(vulnerable: str | None) -> Iterator[tuple[str, list[dict[str, object]]]]
             answer: dict[str, object] = {}
             if question["package"]["name"] == vulnerable:
                 affected = {"package": question["package"], "ranges": []}
-                answer["vulns"] = [
-                    {"id": "PLANTED-1", "details": "planted", "affected": [affected]}
-                ]
+                answer["vulns"] = [{"id": name, "details": "planted", "affected": [affected]}]
             body = json.dumps(answer).encode()
             self.send_response(200)
             self.send_header("Content-Length", str(len(body)))
@@ -118,6 +147,9 @@ def test_the_audit_names_what_is_vulnerable() -> None:
     assert not any("+" in str(each["version"]) for each in asked)
     with osv(vulnerable=None) as (url, _):
         assert audit(url).returncode == 0
+    for name, package in EXCEPTIONS.items():
+        with osv(vulnerable=package, name=name) as (url, _):
+            assert audit(url).returncode == 0
 
 
 @pytest.mark.network
