@@ -41,6 +41,8 @@ if TYPE_CHECKING:
         Workload,
     )
     from llmfit.reproduction import reproduce
+    from llmfit.serving.load import ServerTarget, bench_server
+    from llmfit.serving_records import ServerBenchmark, ServerWorkload
     from llmfit.store.store import Store
     from llmfit.study import StudyOptions, run_study, write_study
     from llmfit.study_records import BenchmarkComparison, BenchmarkResult, StudyResult
@@ -67,11 +69,15 @@ _HOMES = {
     "Report": "llmfit.trend_records",
     "RunRecord": "llmfit.records",
     "Sampling": "llmfit.decode.base",
+    "ServerBenchmark": "llmfit.serving_records",
+    "ServerTarget": "llmfit.serving.load",
+    "ServerWorkload": "llmfit.serving_records",
     "Store": "llmfit.store.store",
     "StudyOptions": "llmfit.study",
     "StudyResult": "llmfit.study_records",
     "Verdict": "llmfit.records",
     "Workload": "llmfit.records",
+    "bench_server": "llmfit.serving.load",
     "compare": "llmfit.comparison",
     "find_path": "llmfit.path",
     "offline": "llmfit.network",
@@ -108,12 +114,16 @@ __all__ = [
     "Report",
     "RunRecord",
     "Sampling",
+    "ServerBenchmark",
+    "ServerTarget",
+    "ServerWorkload",
     "Store",
     "StudyOptions",
     "StudyResult",
     "Verdict",
     "Workload",
     "__version__",
+    "bench_server",
     "compare",
     "find_path",
     "offline",

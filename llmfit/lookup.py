@@ -13,6 +13,7 @@ from llmfit.files import expanded
 from llmfit.history import default_runs_dir
 from llmfit.keeping import COMPARISON_FILE, Keeping
 from llmfit.records import Comparison, RunRecord, from_json, keys_of, read_record
+from llmfit.serving_records import ServerBenchmark
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +26,8 @@ class Recorded:
     """Where the run's other rows may lie."""
     comparison: Comparison | None = None
     """The whole run; None where single rows were named."""
+    server: ServerBenchmark | None = None
+    """A server's figures; then there are no rows."""
 
 
 def find_record(record: str | Path | RunRecord | Comparison, keeping: Keeping) -> Recorded:
@@ -59,7 +62,8 @@ def _stored(record: str, keeping: Keeping) -> Recorded | None:
     run_id, _, backend = record.partition("/")
     with Store(keeping.store) as store:
         if not store.history(run_ids=(run_id,)):
-            return None
+            server = store.server(record)
+            return None if server is None else Recorded(name=record, rows=(), server=server)
         comparison = store.comparison(run_id)
     found = Recorded(name=record, rows=_rows(comparison), comparison=comparison)
     if not backend:
@@ -87,7 +91,12 @@ def _read_file(path: Path, name: str) -> Recorded:
         text = path.read_bytes()
     except OSError as exc:
         raise StoreError(f"cannot read {path}: {exc.strerror}.") from exc
-    if "rows" in keys_of(text, source=str(path)):
+    keys = keys_of(text, source=str(path))
+    if "levels" in keys:
+        return Recorded(
+            name=name, rows=(), server=from_json(ServerBenchmark, text, source=str(path))
+        )
+    if "rows" in keys:
         comparison = from_json(Comparison, text, source=str(path))
         return Recorded(name=name, rows=_rows(comparison), comparison=comparison)
     return Recorded(name=name, rows=(from_json(RunRecord, text, source=str(path)),))

@@ -37,6 +37,8 @@ from llmfit.records import (
     RunRecord,
     Workload,
 )
+from llmfit.serving.judging import level
+from llmfit.serving_records import RequestTrace, ServerBenchmark, ServerWorkload
 from llmfit.shape import ModelShape
 from llmfit.stats import ratio_interval, sampled
 
@@ -135,6 +137,22 @@ def make_record(
         divergence=None if kl_divergence is None else _divergence(kl_divergence),
     )
     return replace(record, **changes)
+
+
+def make_server(benchmark_id: str = "server", **changes: Any) -> ServerBenchmark:
+    """Figures of a server: two answers at once that took a second each."""
+    trace = RequestTrace(started_s=0.0, chunks_s=(0.25, 0.5, 1.0), ended_s=1.0, new_tokens=3)
+    found = ServerBenchmark(
+        benchmark_id=benchmark_id,
+        url="http://127.0.0.1:8000",
+        served_model="served",
+        api="completions",
+        workload=ServerWorkload(concurrency=(2,)),
+        levels=(level(2, [trace, trace]),),
+        machine="lab",
+        started_at="2026-01-02T03:04:05+00:00",
+    )
+    return replace(found, **changes)
 
 
 def make_comparison(

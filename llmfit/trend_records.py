@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from llmfit.records import SCHEMA_VERSION, Comparison, Status
+from llmfit.serving_records import ServerBenchmark
 
 Better = Literal["higher", "lower"]
 
@@ -198,4 +199,6 @@ class Report:
     baseline: str
     night: NightResult | None = None
     """The night that the report is of; None for one of what is stored."""
+    servers: tuple[ServerBenchmark, ...] = ()
+    """The newest figures of each server that was measured, the newest first."""
     command: str | None = None

@@ -96,12 +96,17 @@ def add_keeping(group: argparse._ActionsContainer, *, new_runs: bool = True) -> 
     )
     add_store(group)
     if new_runs:
-        group.add_argument(
-            "--tag",
-            type=word,
-            metavar="NAME",
-            help="a name for this run in the store, e.g. to compare later ones with",
-        )
+        add_tag(group)
+
+
+def add_tag(group: argparse._ActionsContainer) -> None:
+    """``--tag``."""
+    group.add_argument(
+        "--tag",
+        type=word,
+        metavar="NAME",
+        help="a name for this run in the store, e.g. to compare later ones with",
+    )
 
 
 def add_store(group: argparse._ActionsContainer) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import textwrap
 from typing import TYPE_CHECKING
 
 from llmfit.cli import _args
-from llmfit.cli._console import emit
+from llmfit.cli._console import emit, terminal_width
 from llmfit.report._text import plain
 from llmfit.units import format_bytes, format_number, format_percent, format_rate
 
@@ -51,6 +52,11 @@ def add_parser(verbs: _args.Subparsers[_args.Parser]) -> None:
         metavar="N",
         help="so many runs at most (default: %(default)s)",
     )
+    parser.add_argument(
+        "--servers",
+        action="store_true",
+        help="list what `llmfit bench-server` measured instead of comparisons",
+    )
     _args.add_store(parser)
     _args.add_format(parser)
 
@@ -60,6 +66,8 @@ def run(args: argparse.Namespace) -> int:
     from llmfit.records import to_json
     from llmfit.store.store import Store
 
+    if args.servers:
+        return _servers(args)
     with Store(args.store) as store:
         lines = store.history(args.model, limit=args.last)
         name = plain(store.name)
@@ -73,12 +81,29 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _servers(args: argparse.Namespace) -> int:
+    """Print the servers that were measured."""
+    from llmfit.records import to_json
+    from llmfit.report.server import history_line
+    from llmfit.store.store import Store
+
+    with Store(args.store) as store:
+        found = store.servers(args.model, limit=args.last)
+        name = plain(store.name)
+    if args.format == "json":
+        emit(to_json(found) + "\n")
+    elif found:
+        width = terminal_width()
+        lines = (textwrap.fill(history_line(e), width, subsequent_indent="    ") for e in found)
+        emit("\n".join(lines) + "\n")
+    else:
+        of = "" if args.model is None else f" of {plain(args.model)}"
+        emit(f"No server{of} in {name}.\n")
+    return 0
+
+
 def _blocks(lines: tuple[RunLine, ...]) -> str:
     """Each run's facts, and below them a line for each row."""
-    import textwrap
-
-    from llmfit.cli._console import terminal_width
-
     width = terminal_width()
     told = []
     for line in lines:

@@ -37,6 +37,7 @@ examples:
   llmfit history                              what was measured before
   llmfit report --config nightly.toml         measure a list: what became worse?
   llmfit reproduce result.json                run again: do the figures hold?
+  llmfit bench-server http://127.0.0.1:8000   a running server under load
   llmfit study attention                      a technique, measured here
   llmfit generate ./my-model --backend nf4 --prompt "Once upon a time"
   llmfit backends                             what works here, what to install
@@ -100,6 +101,7 @@ def _verbs() -> Mapping[str, ModuleType]:
     from llmfit.cli import (
         advise,
         backends,
+        bench_server,
         cache,
         compare,
         export,
@@ -126,6 +128,7 @@ def _verbs() -> Mapping[str, ModuleType]:
         "reproduce": reproduce,
         "generate": generate,
         "study": study,
+        "bench-server": bench_server,
         "backends": backends,
         "cache": cache,
     }

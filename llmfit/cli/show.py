@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from llmfit.cli import _args
 from llmfit.cli._console import emit, results, terminal_width, wants_color
 from llmfit.errors import UsageError
 from llmfit.report import FORMATS, render
 
+if TYPE_CHECKING:
+    from llmfit.serving_records import ServerBenchmark
+
 _DESCRIPTION = """\
-Print a recorded run as `llmfit compare` did, or one row's whole record. RECORD
-is a run's id, RUN/ROW, a JSON file, or a run's folder.
+Print a recorded run as `llmfit compare` did, one row's whole record, or a
+server's figures. RECORD is an id, RUN/ROW, a JSON file, or a run's folder.
 """
 
 _EPILOG = """\
@@ -43,6 +47,9 @@ def run(args: argparse.Namespace) -> int:
     from llmfit.records import to_json
 
     found = find_record(args.record, _args.keeping(args))
+    if found.server is not None:
+        emit(_server(found.server, args.format))
+        return 0
     if found.comparison is not None:
         width, color = terminal_width(), wants_color(results())
         emit(render(found.comparison, args.format, width=width, color=color))
@@ -53,3 +60,16 @@ def run(args: argparse.Namespace) -> int:
         )
     emit(to_json(found.rows[0] if len(found.rows) == 1 else found.rows) + "\n")
     return 0
+
+
+def _server(found: ServerBenchmark, fmt: str) -> str:
+    from llmfit.report.server import SERVER_FORMATS, render_server
+
+    for known in SERVER_FORMATS:
+        if known == fmt:
+            width, color = terminal_width(), wants_color(results())
+            return render_server(found, known, width=width, color=color)
+    raise UsageError(
+        f"a server's figures have no form {fmt}; there are {', '.join(SERVER_FORMATS)}.",
+        hint="--format json",
+    )

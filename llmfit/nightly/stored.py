@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from llmfit.nightly.baseline import check_baseline, find_regressions
 from llmfit.nightly.config import HISTORY
+from llmfit.serving_records import ServerBenchmark
 from llmfit.store.place import utc_now
 from llmfit.trend_records import NightResult, Regression, Report
 
@@ -43,6 +44,7 @@ def report_of_store(
         title=title,
         baseline=baseline,
         regressions=find_regressions(store, trends, runs, baseline=baseline),
+        servers=_newest(store.servers(model, machine=machine))[:most_runs],
         command=command,
     )
 
@@ -57,6 +59,7 @@ def report_of_night(store: Store, night: NightResult) -> Report:
         title=night.title,
         baseline=night.baseline,
         regressions=night.regressions,
+        servers=_newest(store.servers(machine=night.machine))[:MOST_RUNS],
         command=night.command,
         night=night,
     )
@@ -70,6 +73,7 @@ def _report(
     title: str,
     baseline: str,
     regressions: tuple[Regression, ...],
+    servers: tuple[ServerBenchmark, ...],
     command: str | None,
     night: NightResult | None = None,
 ) -> Report:
@@ -82,5 +86,15 @@ def _report(
         regressions=regressions,
         baseline=baseline,
         night=night,
+        servers=servers,
         command=command,
     )
+
+
+def _newest(servers: Sequence[ServerBenchmark]) -> tuple[ServerBenchmark, ...]:
+    """The first of each that serves the same in the same place under the same load."""
+    found: dict[tuple[object, ...], ServerBenchmark] = {}
+    for each in servers:
+        what = (each.model or each.served_model, each.backend, each.machine, each.url)
+        found.setdefault((*what, each.workload), each)
+    return tuple(found.values())

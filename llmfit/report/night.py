@@ -5,6 +5,7 @@ from __future__ import annotations
 from llmfit.report._text import in_markdown, plain
 from llmfit.report.markdown import render_markdown, table_line
 from llmfit.report.regressions import cause_text, cell_line, metric_name, size_text
+from llmfit.report.server import LEGEND, markdown_table, served_columns
 from llmfit.trend_records import CellResult, Regression, Report
 
 
@@ -47,6 +48,9 @@ def render_report_markdown(report: Report) -> str:
             "",
             render_markdown(comparison),
         ]
+    if report.servers:
+        shown = served_columns(report.servers, report.comparisons)
+        lines += ["## Served", "", *markdown_table(shown), "", in_markdown(LEGEND)]
     return "\n".join(lines).rstrip() + "\n"
 
 

@@ -18,7 +18,7 @@ from llmfit.files import expanded
 from llmfit.redaction import without_passwords
 from llmfit.store.place import check_reachable
 
-VERSION = "0001"
+VERSION = "0002"
 """Newest version of the tables: the revision of the last file in ``migrations/versions``."""
 _BUSY_S = 60
 """How long a writer waits for another one."""

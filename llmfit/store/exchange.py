@@ -17,6 +17,7 @@ from llmfit.errors import StoreError, UsageError
 from llmfit.files import replaced_atomically, write_atomically
 from llmfit.records import SCHEMA_VERSION, Comparison, from_json, keys_of, to_json
 from llmfit.report.csv_ import csv_text, flat_rows
+from llmfit.serving_records import ServerBenchmark
 from llmfit.store.heads import RunHead
 from llmfit.store.place import utc_now
 from llmfit.store.store import Store
@@ -43,6 +44,7 @@ class Export:
 
     schema_version: int = SCHEMA_VERSION
     runs: tuple[StoredRun, ...]
+    servers: tuple[ServerBenchmark, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,13 +53,14 @@ class Imported:
 
     added: int
     known: int
-    """Runs that were there already, and stay as they are."""
+    """Runs and servers that were there already, and stay as they are."""
 
 
 def export_runs(store: Store, fmt: ExportFormat, path: Path, *, model: str | None = None) -> int:
     """Write the store's runs, of ``model`` or all, to ``path``; the number of runs.
 
-    Raises StoreError, and UsageError where there is no run or Parquet's package is missing.
+    Servers' figures are in JSON alone, and counted with the runs. Raises StoreError, and UsageError
+    where there is no run or Parquet's package is missing.
     """
     runs = [
         StoredRun(
@@ -67,7 +70,8 @@ def export_runs(store: Store, fmt: ExportFormat, path: Path, *, model: str | Non
         )
         for line in reversed(store.history(model))
     ]
-    if not runs:
+    servers = store.servers(model)[::-1] if fmt == "json" else ()
+    if not runs and not servers:
         raise UsageError(
             f"there is no run{'' if model is None else f' of {model}'} in {store.name}.",
             hint="llmfit history",
@@ -76,14 +80,14 @@ def export_runs(store: Store, fmt: ExportFormat, path: Path, *, model: str | Non
         _write_parquet(runs, path)
         return len(runs)
     if fmt == "json":
-        text = to_json(Export(runs=tuple(runs))) + "\n"
+        text = to_json(Export(runs=tuple(runs), servers=servers)) + "\n"
     else:
         text = csv_text(row for run in runs for row in _rows(run))
     try:
         write_atomically(path, text)
     except OSError as exc:
         raise StoreError(f"cannot write {path}: {exc.strerror}.", hint="another --out") from exc
-    return len(runs)
+    return len(runs) + len(servers)
 
 
 def _rows(run: StoredRun) -> list[dict[str, Any]]:
@@ -126,12 +130,18 @@ def import_runs(store: Store, places: Sequence[Path], *, machine: str | None = N
     ``machine`` names where runs were made that do not say it. Raises UsageError for what holds no
     run, before anything is added, and StoreError.
     """
-    found = [run for place in places for run in _read(place, machine)]
-    added = sum(store.put(run.head, run.comparison, ended=run.ended) for run in found)
+    found = [each for place in places for each in _read(place, machine)]
+    added = sum(_added(store, each) for each in found)
     return Imported(added=added, known=len(found) - added)
 
 
-def _read(place: Path, machine: str | None) -> Iterator[StoredRun]:
+def _added(store: Store, each: StoredRun | ServerBenchmark) -> bool:
+    if isinstance(each, ServerBenchmark):
+        return store.add_server(each)
+    return store.put(each.head, each.comparison, ended=each.ended)
+
+
+def _read(place: Path, machine: str | None) -> Iterator[StoredRun | ServerBenchmark]:
     if place.is_dir():
         yield from _read_folder(place, machine)
     elif place.suffix == ".parquet":
@@ -145,7 +155,7 @@ def _read(place: Path, machine: str | None) -> Iterator[StoredRun]:
         yield from _read_json(place, machine)
 
 
-def _read_folder(folder: Path, machine: str | None) -> Iterator[StoredRun]:
+def _read_folder(folder: Path, machine: str | None) -> Iterator[StoredRun | ServerBenchmark]:
     """A run's folder, or one of such folders."""
     whole = folder / "comparison.json"
     if whole.is_file():
@@ -158,14 +168,19 @@ def _read_folder(folder: Path, machine: str | None) -> Iterator[StoredRun]:
         yield from _read_json(each / "comparison.json", machine)
 
 
-def _read_json(path: Path, machine: str | None) -> Iterator[StoredRun]:
+def _read_json(path: Path, machine: str | None) -> Iterator[StoredRun | ServerBenchmark]:
     try:
         text = path.read_bytes()
     except OSError as exc:
         raise StoreError(f"cannot read {path}: {exc.strerror}.") from exc
     keys = keys_of(text, source=str(path))
     if "runs" in keys:
-        yield from from_json(Export, text, source=str(path)).runs
+        export = from_json(Export, text, source=str(path))
+        yield from export.runs
+        yield from export.servers
+    elif "levels" in keys:
+        found = from_json(ServerBenchmark, text, source=str(path))
+        yield replace(found, machine=found.machine or machine)
     elif "rows" in keys:
         yield _of_comparison(from_json(Comparison, text, source=str(path)), machine)
     else:

@@ -3,6 +3,7 @@
     sessions ─┬─► session_ends           one nightly run, from a file of settings
               └─► runs ─┬─► conclusions  one comparison; how it ended, when it did
                         └─► rows ─► figures   one format; its record whole, and its figures apart
+    servers                              one running server, measured from outside
 
 A ``body`` is a record's JSON, compressed by zlib: figures are apart so that ten thousand rows can
 be looked through without reading their bodies. ``migrations/`` makes these tables.
@@ -98,4 +99,18 @@ figures = Table(
     Column("better", String, nullable=False),
 )
 
-TABLES = (sessions, session_ends, runs, conclusions, rows, figures)
+servers = Table(
+    "servers",
+    metadata,
+    Column("benchmark_id", String, primary_key=True),
+    Column("machine", String, nullable=False),
+    Column("model", String),
+    Column("served_model", String, nullable=False),
+    Column("backend", String),
+    Column("started_at", String, nullable=False),
+    Column("tag", String),
+    Column("body", LargeBinary, nullable=False),
+    Index("servers_by_start", "started_at"),
+)
+
+TABLES = (sessions, session_ends, runs, conclusions, rows, figures, servers)

@@ -21,11 +21,13 @@ from llmfit.planning.trends.figures import figures_of
 from llmfit.planning.verdict.constraints import Constraints
 from llmfit.planning.verdict.recommend import recommend
 from llmfit.records import Comparison, RunRecord
+from llmfit.serving_records import ServerBenchmark
 from llmfit.store.bodies import packed, unpacked
 from llmfit.store.database import connect, reading, shown, writing
 from llmfit.store.heads import Conclusion, RowLine, RunHead, RunLine
 from llmfit.store.place import default_place, machine_name, utc_now
 from llmfit.store.schema import conclusions, figures, rows, runs, session_ends, sessions
+from llmfit.store.servers import add_server, read_server, read_servers
 from llmfit.store.settings import settings_key
 from llmfit.store.trends import Trends, read_trends
 from llmfit.trend_records import NightHead, NightResult
@@ -115,6 +117,11 @@ class Store:
                     session_id=result.session_id, ended_at=result.ended_at, body=packed(result)
                 )
             )
+
+    def add_server(self, found: ServerBenchmark) -> bool:
+        """Add a server's figures; False where they are there. Raises StoreError."""
+        with writing(self._engine) as connection:
+            return add_server(connection, found)
 
     # ------------------------------------------------------------ reading
 
@@ -270,6 +277,21 @@ class Store:
         with reading(self._engine) as connection:
             run_id = connection.execute(newest.limit(1)).scalar()
         return None if run_id is None else self.line(run_id)
+
+    def servers(
+        self, model: str | None = None, *, machine: str | None = None, limit: int | None = None
+    ) -> tuple[ServerBenchmark, ...]:
+        """Servers that were measured, the newest first: all, or those of ``model``.
+
+        Raises StoreError.
+        """
+        with reading(self._engine) as connection:
+            return read_servers(connection, model=model, machine=machine, limit=limit)
+
+    def server(self, benchmark_id: str) -> ServerBenchmark | None:
+        """The server's figures of that id; None where there are none. Raises StoreError."""
+        with reading(self._engine) as connection:
+            return read_server(connection, benchmark_id)
 
     def trends(self, *, machine: str | None = None, model: str | None = None) -> Trends:
         """How all rows and their figures went over time. Raises StoreError."""

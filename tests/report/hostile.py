@@ -15,6 +15,8 @@ from llmfit.records import (
     TaskMetric,
     TaskResult,
 )
+from llmfit.serving.judging import level
+from llmfit.serving_records import RequestTrace, ServerBenchmark
 from llmfit.study_records import (
     Cell,
     StudyCheck,
@@ -25,7 +27,7 @@ from llmfit.study_records import (
     StudyTable,
 )
 from llmfit.study_records import Series as Line
-from llmfit.testing import make_comparison, make_record
+from llmfit.testing import make_comparison, make_record, make_server
 from llmfit.trend_records import (
     CellResult,
     NightResult,
@@ -147,6 +149,7 @@ def report() -> Report:
             regressions=(worse, gone),
             baseline="b",
             night=night,
+            servers=(server(""),),
             command="c",
         )
     )
@@ -154,6 +157,14 @@ def report() -> Report:
         replace(each, key=replace(each.key, metric="decode.tokens_per_s")) for each in made.series
     )
     return replace(made, comparisons=(shown,), series=drawn)
+
+
+def server(evil: str = EVIL) -> ServerBenchmark:
+    """A server with a failed request beside those that were answered."""
+    made = make_server(model="m", backend="b", tag="t", server="s", notes=("n",), command="c")
+    failed = RequestTrace(started_s=0.0, ended_s=1.0, error="e")
+    levels = (*made.levels, level(1, [failed]))
+    return poisoned(replace(made, levels=levels), evil) if evil else replace(made, levels=levels)
 
 
 def study(evil: str = EVIL) -> StudyResult:

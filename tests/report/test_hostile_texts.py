@@ -16,7 +16,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from hostile import EVIL, comparison, poisoned, report, study
+from hostile import EVIL, comparison, poisoned, report, server, study
 
 from llmfit.cli._console import complain, say
 from llmfit.cli._progress import Bars, Lines, Silent
@@ -65,6 +65,7 @@ def test_the_tables_of_other_verbs_obey_nothing() -> None:
     from llmfit.report.path import render_path
     from llmfit.report.plan import render_plan
     from llmfit.report.reference import render_reference
+    from llmfit.report.server import history_line, render_server
     from llmfit.report.study import render_study
 
     workload = Workload(prompt_tokens=8, new_tokens=8)
@@ -77,6 +78,8 @@ def test_the_tables_of_other_verbs_obey_nothing() -> None:
         render_reference(beside(comparison(), RTX_3090), "table", width=200),
         render_guide(advised, "table", width=200),
         render_study(study(), "table", width=200),
+        render_server(server(), "table", width=200),
+        history_line(server()),
     ):
         assert controls(text) == set()
 
@@ -184,22 +187,24 @@ def test_markdown_has_no_markup_but_ours() -> None:
     ours = {"html <sup>", "html </sup>"}
     assert {kind for kind in found if kind.startswith("html")} <= ours
     assert not {"link_open", "image", "code_inline", "html_block", "s_open"} & found.keys()
-    assert found["heading_open"] == 1 + 2 + len(made.comparisons)
+    assert found["heading_open"] == 1 + 3 + len(made.comparisons)
     assert found["fence"] == len(made.comparisons) and "code_block" not in found
-    assert found["table_open"] == 1 + len(made.comparisons)
+    assert found["table_open"] == 2 + len(made.comparisons)
     lines = [line for line in text.splitlines() if line.startswith("|")]
     widths = [len(re.findall(r"(?<!\\)\|", line)) for line in lines]
-    assert len(set(widths)) == 2  # a regression's columns, a comparison's
+    assert len(set(widths)) == 3  # columns of a regression, a comparison, a server
 
 
 def test_a_study_and_a_published_table_have_no_markup_but_ours() -> None:
     """As Markdown."""
     from llmfit.planning.comparing.reference import RTX_3090, beside
     from llmfit.report.reference import render_reference
+    from llmfit.report.server import render_server
     from llmfit.report.study import render_study
 
     for text in (
         render_study(study(), "md"),
+        render_server(server(), "md"),
         render_reference(beside(comparison(), RTX_3090), "md"),
     ):
         assert controls(text) == set()

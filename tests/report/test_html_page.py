@@ -13,7 +13,7 @@ import pytest
 
 from llmfit.records import Comparison, Roofline
 from llmfit.report.html.page import render_page
-from llmfit.testing import make_comparison, make_model, make_record
+from llmfit.testing import make_comparison, make_model, make_record, make_server
 from llmfit.trend_records import Observation, Regression, Report, Series, SeriesKey
 
 pytestmark = pytest.mark.slow
@@ -103,6 +103,10 @@ def report_of(comparison: Comparison) -> Report:
         series=series,
         regressions=worse,
         baseline="history",
+        servers=(
+            make_server("a", model=comparison.model.name, backend="nf4"),
+            make_server("b", model=EVIL),
+        ),
         command=f"llmfit report {EVIL}",
     )
 
@@ -215,6 +219,17 @@ def test_names_and_reasons_stay_text(browser: Any, tmp_path: Path) -> None:
     assert page.tab.locator("h2#run-0").inner_text() == EVIL
     assert page.tab.locator("img").count() == 0
     assert "document.title='owned'" in page.tab.locator(".notes").inner_text()
+
+
+def test_servers_stand_beside_what_was_measured_without_them(page: Page) -> None:
+    """A line a level, with the decode rate of the same model and format in the comparison."""
+    table = page.tab.get_by_role("region", name="Servers")
+    first, second = table.locator("tbody tr").all()
+    cells = [cell.strip() for cell in first.locator("td").all_inner_texts()]
+    assert cells[:5] == ["nf4", "lab", "2", "6.00", "42.0"]
+    assert cells[5:7] == ["250 ms", "250 ms"]
+    assert second.locator("th").inner_text() == EVIL
+    assert second.locator("td").all_inner_texts()[4] == "–"
 
 
 def test_plots_have_their_figures_as_a_table(page: Page) -> None:

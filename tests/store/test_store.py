@@ -7,17 +7,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from sqlalchemy import create_engine, delete, text, update
+from sqlalchemy import create_engine, delete, insert, select, text, update
 from sqlalchemy.exc import DBAPIError
 from stored_runs import head_of, rows_of, write_runs, write_until_killed
 
 from llmfit.errors import StoreError, UsageError
 from llmfit.records import Plan, Workload
-from llmfit.store import schema
+from llmfit.store import database, schema
 from llmfit.store.database import VERSION, connect, url_of
 from llmfit.store.settings import settings_key
 from llmfit.store.store import Store
-from llmfit.testing import make_comparison, make_model
+from llmfit.testing import make_comparison, make_model, make_server
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -186,7 +186,57 @@ def test_a_writer_that_is_killed_loses_nothing_stored(place: str, tmp_path: Path
         assert all(len(line.rows) == 2 and line.ended for line in lines.values())
 
 
+# ---------------------------------------------------------------- servers
+
+
+def test_servers_come_back_as_they_were(store: Store) -> None:
+    """The newest first; of a model by what it was told, or is served by."""
+    first = make_server("a", model="org/m", backend="awq")
+    second = make_server("b", started_at="2026-01-03", served_model="org/m")
+    other = make_server("c", started_at="2026-01-04", model="org/n", served_model="n")
+    for each in (second, first, other):
+        assert store.add_server(each)
+    assert not store.add_server(replace(first, model="changed"))
+    assert store.servers() == (other, second, first)
+    assert store.servers("m") == store.servers("org/m") == (second, first)
+    assert store.servers(limit=1) == (other,) and store.servers(machine="elsewhere") == ()
+    assert store.server("a") == first and store.server("x") is None
+
+
+def test_what_is_stored_of_servers_is_never_changed(store: Store, place: str) -> None:
+    store.add_server(make_server("a"))
+    engine = connect(place)
+    for statement in (delete(schema.servers), update(schema.servers).values(tag="x")):
+        with pytest.raises(DBAPIError, match="never changed"), engine.begin() as connection:
+            connection.execute(statement)
+    engine.dispose()
+
+
 # ---------------------------------------------------------------- versions and addresses
+
+
+def test_a_store_of_the_first_version_is_brought_to_this_one(place: str) -> None:
+    """What it holds stays, and what is new is there."""
+    from alembic import command
+    from alembic.config import Config
+
+    config = Config()
+    folder = Path(database.__file__).parent / "migrations"
+    config.set_main_option("script_location", str(folder))
+    engine = create_engine(url_of(place))
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001")
+        kept = {"session_id": "s", "config_hash": "h", "machine": "lab", "started_at": "2026"}
+        connection.execute(insert(schema.sessions).values(**kept, body=b""))
+    engine.dispose()
+    with Store(place) as opened:
+        opened.add_server(make_server("a"))
+        assert opened.servers() == (make_server("a"),)
+    engine = connect(place)
+    with engine.connect() as connection:
+        assert connection.execute(select(schema.sessions.c.session_id)).scalars().all() == ["s"]
+    engine.dispose()
 
 
 def test_the_tables_are_those_of_the_code(place: str) -> None:

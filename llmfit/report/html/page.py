@@ -28,6 +28,7 @@ from llmfit.report.lines import (
     warnings,
 )
 from llmfit.report.regressions import cell_line, metric_name, size_text
+from llmfit.report.server import LEGEND, served_columns
 from llmfit.trend_records import Report, Series
 
 if TYPE_CHECKING:
@@ -70,6 +71,8 @@ def render_page(report: Report) -> str:
         night=night,
         not_done=[cell_line(c) for c in night.cells if c.status != "done"] if night else [],
         sections=sections,
+        served=served_columns(report.servers, report.comparisons) if report.servers else (),
+        served_legend=LEGEND,
         metric_name=metric_name,
         size_text=size_text,
         plain=plain,
