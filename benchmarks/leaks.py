@@ -34,6 +34,7 @@ import psutil
 
 import llmfit
 from llmfit.device.cpu import cpu_name, physical_cores
+from llmfit.device.memory import return_freed_memory
 from llmfit.files import write_atomically
 from llmfit.quantize.cache import ArtifactCache
 from llmfit.records import Comparison, EvaluationSettings, Workload, to_json
@@ -203,6 +204,7 @@ def _compare(folders: Folders, number: int) -> Comparison:
 def look(folders: Folders, place: int, seconds: float, shared_before: frozenset[str]) -> Snapshot:
     """This process, what it started and the folders, as they are now."""
     gc.collect()
+    return_freed_memory()  # what the C heap keeps for its next use is no leak
     this = psutil.Process()
     memory = this.memory_info()
     temporary = _files(folders.temporary)

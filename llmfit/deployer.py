@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Literal, get_args
 
 from llmfit.backends._synthetic import NO_TEXT_HINT, no_text
-from llmfit.backends.base import LoadedModel, LoadInfo, Progress, no_progress
+from llmfit.backends.base import LoadedModel, LoadInfo, Made, Progress, no_progress
 from llmfit.backends.registry import get_backend
 from llmfit.decode.base import GREEDY, Decoder, Sampling
 from llmfit.device.cpu import set_threads
@@ -164,6 +164,19 @@ class Deployer:
             notes += (f"ran the model's own Python code (--trust-remote-code): {', '.join(ran)}",)
         loaded.info = replace(loaded.info, notes=(*notes, *loaded.info.notes))
         return self
+
+    def make(self, progress: Progress = no_progress) -> Made:
+        """Have the files of this format on disk, made where they are missing; nothing is loaded.
+
+        Of a format that is made at loading they are the model's own. Raises BackendUnavailable,
+        ModelNotFound, ModelLoadError or QuantizationError.
+        """
+        self._backend.require(self.plan)
+        notes = self._get_files()
+        made = self._backend.make(self.plan, progress)
+        if made is None:
+            return Made(path=self.plan.model.path, notes=notes)
+        return Made(path=made.path, notes=(*notes, *made.notes))
 
     def _get_files(self) -> tuple[str, ...]:
         """Have real weights on disk, in a form that every format reads; notes of what it took."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from llmfit.records import SCHEMA_VERSION
+from llmfit.records import SCHEMA_VERSION, Device
 
 Api = Literal["completions", "chat"]
 """OpenAI's two: a prompt is continued (``/v1/completions``), or a message answered."""
@@ -92,6 +92,51 @@ class LoadLevel:
     """How many requests failed, by reason."""
     traces: tuple[RequestTrace, ...] = ()
     """Each request in the order of its start."""
+
+
+# ---------------------------------------------------------------- a bundle
+
+Validation = Literal["started", "checked"]
+"""The engine was started on the bundle and answered; or its files were read and are whole."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BundleFile:
+    """A file of the model in a bundle."""
+
+    path: str
+    """From the bundle's folder."""
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bundle:
+    """What ``llmfit deploy`` made."""
+
+    schema_version: int = SCHEMA_VERSION
+    model: str
+    backend: str
+    engine: str
+    name: str
+    """What requests call it."""
+    context: int
+    device: Device
+    gpu_share: float | None = None
+    command: tuple[str, ...]
+    """What starts the engine, from the bundle's folder."""
+    files: tuple[BundleFile, ...]
+    validation: Validation
+    validated_by: str
+    """The engine that was started, or what was read."""
+    run_id: str | None = None
+    """The stored run whose figures its README has; None where none was found."""
+    notes: tuple[str, ...] = ()
+    made_by: str | None = None
+    """The command line."""
+
+
+# ---------------------------------------------------------------- a server
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

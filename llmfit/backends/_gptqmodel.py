@@ -30,6 +30,7 @@ from llmfit.backends.base import (
     TORCH,
     LoadedModel,
     LoadInfo,
+    Made,
     Package,
     Progress,
     no_progress,
@@ -114,6 +115,12 @@ class GptqModelBackend(TorchBackend):
         """See ``Backend.prepare``."""
         import_gptqmodel()
         super().prepare(plan)
+
+    def make(self, plan: Plan, progress: Progress = no_progress) -> Made:
+        """See ``Backend.make``."""
+        import_gptqmodel()
+        artifact = self._artifact(plan, progress)
+        return Made(path=str(artifact.folder), notes=artifact.notes)
 
     def load(self, plan: Plan, progress: Progress = no_progress) -> LoadedModel:
         """See ``Backend.load``."""

@@ -84,6 +84,15 @@ class LoadInfo:
     """Seconds before loading, beside quantising: a kept artifact was checked, or waited for."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Made:
+    """A format's own files."""
+
+    path: str
+    """A folder as transformers writes it, or a GGUF file."""
+    notes: tuple[str, ...] = ()
+
+
 class LoadedModel(ABC):
     """A model in memory, in one deploy format. Lives in one process; close it after use."""
 
@@ -233,6 +242,14 @@ class Backend(ABC):
         """Import what ``load`` needs, so that the imports' memory is not taken for the model's."""
         for package in self.packages:
             import_module(package.module)
+
+    def make(self, plan: Plan, progress: Progress = no_progress) -> Made | None:
+        """The files of ``plan.model`` in this format, made where they are missing.
+
+        None where the format is made at loading, from the model's own files. Nothing is loaded.
+        Raises ModelLoadError, QuantizationError or ModelNotFound.
+        """
+        return None
 
     @abstractmethod
     def load(self, plan: Plan, progress: Progress = no_progress) -> LoadedModel:

@@ -17,6 +17,7 @@ from llmfit.backends.base import (
     Check,
     LoadedModel,
     LoadInfo,
+    Made,
     Package,
     Progress,
     Tokenizer,
@@ -149,6 +150,11 @@ class Gguf(Backend):
         if plan.weights == "real" and Path(plan.model.path).is_dir():
             with suppress(ModelLoadError):  # load meets the same and says it
                 tokenizer_of(plan)
+
+    def make(self, plan: Plan, progress: Progress = no_progress) -> Made:
+        """See ``Backend.make``."""
+        with _artifact(plan, plan.threads or physical_cores(), progress) as artifact:
+            return Made(path=str(artifact.file), notes=artifact.notes)
 
     def load(self, plan: Plan, progress: Progress = no_progress) -> LoadedModel:
         """See ``Backend.load``."""

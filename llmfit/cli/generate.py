@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     from llmfit.decode.base import Sampling
     from llmfit.deployer import Deployer
     from llmfit.records import SCHEMA_VERSION, to_builtins, to_json
-    from llmfit.runner.generating import generate_apart
+    from llmfit.runner.apart import generate_apart
 
     sampling = Sampling(
         temperature=args.temperature, top_k=args.top_k, top_p=args.top_p, seed=args.seed

@@ -37,6 +37,8 @@ examples:
   llmfit history                              what was measured before
   llmfit report --config nightly.toml         measure a list: what became worse?
   llmfit reproduce result.json                run again: do the figures hold?
+  llmfit deploy ./my-model --backend awq --engine vllm --out bundle
+  llmfit serve ./my-model --backend awq       by an existing server
   llmfit bench-server http://127.0.0.1:8000   a running server under load
   llmfit study attention                      a technique, measured here
   llmfit generate ./my-model --backend nf4 --prompt "Once upon a time"
@@ -104,6 +106,7 @@ def _verbs() -> Mapping[str, ModuleType]:
         bench_server,
         cache,
         compare,
+        deploy,
         export,
         generate,
         history,
@@ -111,6 +114,7 @@ def _verbs() -> Mapping[str, ModuleType]:
         plan,
         report,
         reproduce,
+        serve,
         show,
         study,
     )
@@ -128,6 +132,8 @@ def _verbs() -> Mapping[str, ModuleType]:
         "reproduce": reproduce,
         "generate": generate,
         "study": study,
+        "deploy": deploy,
+        "serve": serve,
         "bench-server": bench_server,
         "backends": backends,
         "cache": cache,

@@ -1,0 +1,36 @@
+"""vLLM."""
+
+from __future__ import annotations
+
+from llmfit.engines.base import Engine, Served, program_missing, script
+
+
+class Vllm(Engine):
+    """``vllm serve``."""
+
+    id = "vllm"
+    label = "vLLM"
+    kind = "folder"
+    formats = ("bf16", "sdpa", "compiled", "nf4", "gptq", "awq")
+    devices = frozenset({"cuda"})
+    install = "pip install vllm"
+
+    def missing(self) -> str | None:
+        """See ``Engine.missing``."""
+        return program_missing("vllm")
+
+    def command(self, served: Served) -> tuple[str, ...]:
+        """See ``Engine.command``."""
+        share = served.gpu_share
+        return (
+            "vllm", "serve", served.path, "--served-model-name", served.name,
+            "--max-model-len", str(served.context), "--dtype", "bfloat16",
+            *(() if share is None else ("--gpu-memory-utilization", f"{share:.2f}")),
+            *(("--quantization", "bitsandbytes") if served.backend.startswith("nf4") else ()),
+            *(("--trust-remote-code",) if served.trust_remote_code else ()),
+            "--host", served.host, "--port", str(served.port),
+        )  # fmt: skip
+
+    def command_here(self, served: Served) -> tuple[str, ...]:
+        """See ``Engine.command_here``."""
+        return (script("vllm"), *self.command(served)[1:])
