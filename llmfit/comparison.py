@@ -14,7 +14,7 @@ from functools import partial
 from importlib import import_module
 from pathlib import Path
 
-from llmfit.backends.registry import default_backends, get_backend, split_id
+from llmfit.backends.registry import check_backends, chosen_backends, get_backend, split_id
 from llmfit.errors import UsageError
 from llmfit.evaluate.fetch import fetch_data
 from llmfit.evaluate.score import may_need_hub
@@ -27,7 +27,7 @@ from llmfit.keeping import Keeping
 from llmfit.measure import settle_workload
 from llmfit.models import resolve, why_no_weights
 from llmfit.network import is_offline
-from llmfit.planner import Machine, check_backends, find_machine, predict_row
+from llmfit.planner import Machine, find_machine, predict_row
 from llmfit.planning.comparing.differences import REFERENCE
 from llmfit.planning.memory.prediction import predict_memory
 from llmfit.planning.speed.calibration import with_bandwidth
@@ -119,7 +119,7 @@ def compare(
         check_tasks(evaluation)
         evaluation = _with_absolute_paths(evaluation)
     spec = resolve(model, weights=weights == "real")
-    chosen = tuple(backends) if backends is not None else default_backends(spec)
+    chosen = chosen_backends(backends, spec)
     _check_artifacts(chosen, checkpoints or {}, llama_cpp_dir)
     _check_kv_cache(chosen, kv_cache_dtype)
     work, notes = settle_workload(workload, shorten, spec)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from llmfit.backends.registry import default_backends, get_backend, split_id
+from llmfit.backends.registry import chosen_backends, get_backend, split_id
 from llmfit.device.detect import detect_cpu, detect_gpu
 from llmfit.errors import UsageError
 from llmfit.history import own_records
@@ -91,8 +91,7 @@ def plan(
     GPU. Own records under ``runs_dir`` calibrate the speeds. Raises UsageError or ModelNotFound.
     """
     spec = resolve(model, weights=False)
-    chosen = tuple(backends) if backends is not None else default_backends(spec)
-    check_backends(chosen)
+    chosen = chosen_backends(backends, spec)
     work, notes = (
         settle_workload(workload, shorten, spec)
         if context is None
@@ -115,16 +114,6 @@ def plan(
         notes=(*notes, *machine.notes, *(spec.shape.notes if spec.shape is not None else ())),
         command=command,
     )
-
-
-def check_backends(backends: Sequence[str]) -> None:
-    """Raise UsageError for unknown or repeated ids, or none."""
-    if not backends:
-        raise UsageError("no backend is named.", hint="llmfit backends")
-    for backend in backends:
-        get_backend(backend)
-        if list(backends).count(backend) > 1:
-            raise UsageError(f"backend {backend!r} is named twice.")
 
 
 def find_machine(

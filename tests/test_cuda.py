@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from llmfit.backends.registry import default_backends, get_backend
+from llmfit.backends.registry import ON_REQUEST, default_backends, get_backend
 from llmfit.comparison import compare
 from llmfit.decode.torch_decoder import TorchDecoder
 from llmfit.keeping import Keeping
@@ -20,7 +20,8 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here"),
 ]
 
-ON_GPU = [n for n in default_backends(resolve(None)) if "cuda" in get_backend(n).devices]
+ROWS = (*default_backends(resolve(None)), *ON_REQUEST)
+ON_GPU = [name for name in ROWS if "cuda" in get_backend(name).devices]
 QUICK = Workload(prompt_tokens=32, new_tokens=16)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -328,13 +328,17 @@ def linear_kernel(model: nn.Module) -> str:
 def weights_bytes(model: nn.Module) -> int:
     """Bytes of all parameters and buffers, a tied tensor counted once.
 
-    bitsandbytes keeps block statistics beside its parameters (``quant_state``, ``SCB``); they
-    are counted too.
+    bitsandbytes keeps block statistics beside its parameters (``quant_state``, ``SCB``), HQQ
+    scales, zero points and biases (``meta``); they are counted too. A tensor of torchao's is those
+    that it is made of.
     """
     seen: dict[int, int] = {}
 
     def add(tensor: Any) -> None:
-        if hasattr(tensor, "untyped_storage"):
+        if hasattr(tensor, "__tensor_flatten__"):
+            for name in tensor.__tensor_flatten__()[0]:
+                add(getattr(tensor, name))
+        elif hasattr(tensor, "untyped_storage"):
             seen[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
 
     for tensor in [*model.parameters(), *model.buffers()]:
@@ -344,6 +348,11 @@ def weights_bytes(model: nn.Module) -> int:
         for part in (state, getattr(state, "state2", None)):
             for name in ("absmax", "code", "offset"):
                 add(getattr(part, name, None))
+    modules: Iterable[Any] = model.modules()
+    for module in modules:
+        meta = getattr(module, "meta", None)
+        for tensor in (*meta.values(), module.bias) if isinstance(meta, dict) else ():
+            add(tensor)
     return sum(seen.values())
 
 

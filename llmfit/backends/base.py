@@ -218,6 +218,8 @@ class Backend(ABC):
         if missing:
             names = ", ".join(package.distribution for package in missing)
             return Check(unavailable=f"{names} not installed: {self.install_hint()}")
+        if plan.device not in self.devices:
+            return Check(unavailable="it runs on a CUDA GPU alone, and none is used here")
         method = plan.model.quantization
         if method is not None and plan.weights == "synthetic":
             return Check(

@@ -6,6 +6,7 @@ whose object is the ``Backend``'s class.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 
@@ -23,9 +24,16 @@ BACKENDS: dict[str, str] = {
     "gptq": "llmfit.backends.gptq:Gptq",
     "awq": "llmfit.backends.awq:Awq",
     "gguf": "llmfit.backends.gguf:Gguf",
+    "int8wo": "llmfit.backends.int8wo:Int8Wo",
+    "int4wo": "llmfit.backends.int4wo:Int4Wo",
+    "fp8": "llmfit.backends.fp8:Fp8",
+    "hqq": "llmfit.backends.hqq:Hqq",
     "stored": "llmfit.backends.stored:Stored",
     "offload": "llmfit.backends.offload:Offload",
 }
+ON_REQUEST = ("int8wo", "int4wo", "fp8", "hqq")
+"""Rows of a comparison that asks for them, or for all."""
+ALL = "all"
 # For models stored quantised in a format that no other row loads.
 _ONLY_STORED = "stored"
 # For models that fit in no format: a comparison adds it then.
@@ -56,11 +64,37 @@ def default_backends(model: ModelSpec) -> tuple[str, ...]:
     is left out for all others; the other rows then say why they do not run. ``offload`` is added by
     the comparison where nothing fits.
     """
-    common = tuple(name for name in BACKENDS if name not in (_ONLY_STORED, _LAST_RESORT))
+    apart = (*ON_REQUEST, _ONLY_STORED, _LAST_RESORT)
+    common = tuple(name for name in BACKENDS if name not in apart)
     method = model.quantization
     if method is None or any(method in get_backend(name).loads_quantized for name in common):
         return common
     return (_ONLY_STORED, *common)
+
+
+def chosen_backends(asked: Sequence[str] | None, model: ModelSpec) -> tuple[str, ...]:
+    """The rows that are asked for: by name, None for the default ones, ``all`` for all of them.
+
+    Raises UsageError for unknown or repeated ids, or none.
+    """
+    if asked is None:
+        return default_backends(model)
+    if list(asked) == [ALL]:
+        return (*default_backends(model), *ON_REQUEST)
+    check_backends(asked)
+    return tuple(asked)
+
+
+def check_backends(backends: Sequence[str]) -> None:
+    """Raise UsageError for unknown or repeated ids, or none; ``all`` stands for all of them."""
+    if not backends:
+        raise UsageError("no backend is named.", hint="llmfit backends")
+    if list(backends) == [ALL]:
+        return
+    for backend in backends:
+        get_backend(backend)
+        if list(backends).count(backend) > 1:
+            raise UsageError(f"backend {backend!r} is named twice.")
 
 
 def split_id(spec: str) -> tuple[str, str | None]:

@@ -50,7 +50,8 @@ def add_backends(parser: argparse.ArgumentParser) -> None:
         "--backends",
         type=backend_list,
         metavar="A,B",
-        help="only these rows, in this order, e.g. bf16,nf4,gguf:q3_k_m (default: all eight)",
+        help="only these rows, in this order, e.g. bf16,nf4,gguf:q3_k_m, or all: also those that "
+        "are off by default (default: the eight)",
     )
 
 

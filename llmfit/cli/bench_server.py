@@ -129,7 +129,7 @@ def add_parser(verbs: _args.Subparsers[_args.Parser]) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measure, keep, print."""
     quieten_libraries()
-    from llmfit.planner import check_backends
+    from llmfit.backends.registry import check_backends
     from llmfit.serving.load import ServerTarget, bench_server
     from llmfit.serving_records import ServerWorkload
     from llmfit.store.place import check_reachable

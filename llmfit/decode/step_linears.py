@@ -143,7 +143,8 @@ def _is_tried(layer: nn.Module) -> bool:
         return False
     if kind != "Linear":
         return True
-    return "forward" not in vars(layer) and layer.weight.dtype == torch.bfloat16
+    whole = not hasattr(layer.weight, "__tensor_flatten__")  # torchao's is made of others
+    return "forward" not in vars(layer) and whole and layer.weight.dtype == torch.bfloat16
 
 
 def _bf16(layer: Any) -> Forward | None:

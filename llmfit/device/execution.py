@@ -20,6 +20,13 @@ def cuda_available() -> bool:
     return torch.cuda.is_available()
 
 
+def compute_capability() -> tuple[int, int]:
+    """Of the CUDA device, e.g. (8, 9) for Ada. Opens it."""
+    import torch
+
+    return torch.cuda.get_device_capability()
+
+
 def pick_device(asked: str | None) -> Device:
     """``cpu`` or ``cuda`` from what was asked; None or ``auto`` takes the GPU where there is one.
 

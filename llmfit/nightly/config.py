@@ -17,11 +17,11 @@ from typing import Any, TypeVar, get_type_hints
 
 import msgspec
 
+from llmfit.backends.registry import check_backends
 from llmfit.errors import LlmfitError, UsageError
 from llmfit.evaluate.tasks import check_tasks
 from llmfit.files import expanded
 from llmfit.foreign.json import shortened
-from llmfit.planner import check_backends
 from llmfit.planning.verdict.constraints import Objective
 from llmfit.records import EvaluationSettings, KvCacheDtype, PplProtocol, Weights, Workload
 

@@ -29,6 +29,8 @@ def backend(request: pytest.FixtureRequest) -> Backend:
     chosen = get_backend(request.param)
     if chosen.missing():
         pytest.skip(f"{chosen.id}: {chosen.install_hint()}")
+    if "cpu" not in chosen.devices:
+        pytest.skip(f"{chosen.id} runs on a GPU alone")
     return chosen
 
 

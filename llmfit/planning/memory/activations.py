@@ -50,6 +50,9 @@ _INT8_VALUE_BYTES = {"cuda": 4 + 2 + 2, "cpu": 4 + 2 + 2}
 """Per value of a product: int32, then float16 and bfloat16 of it on a GPU; int32, bfloat16 of it
 and the same with the outliers added on a CPU, where llmfit's kernels are.
 Source: bitsandbytes 0.50, int8_mm_dequant, backend cuda; kernels/cpu.cpp."""
+_HQQ_COPIES = 2
+"""Of a weight in 16 bits while it is unpacked: then less the zero point and times the scale, each
+a new tensor. Source: hqq 0.2, Quantizer.dequantize."""
 _NF4_DIRECT_TOKENS = 4
 """Up to so many tokens are multiplied straight from packed weights on a GPU.
 Source: bitsandbytes 0.50, backends/cuda/ops.py, _GEMM_4BIT_CUSTOM_FLOOR_M."""
@@ -251,6 +254,8 @@ def _product_bytes(matrix: Matrix, backend: str, run: Pass, device: Device) -> i
         return packed + max(outcome * _INT8_VALUE_BYTES[device], general + 2 * outcome * _BYTES_32)
     if backend.partition(":")[0] == "nf4" and (device == "cpu" or run.tokens > _NF4_DIRECT_TOKENS):
         return (outcome + weights) * _BYTES_16
+    if backend == "hqq":
+        return (outcome + _HQQ_COPIES * weights) * _BYTES_16
     return outcome * _BYTES_16
 
 

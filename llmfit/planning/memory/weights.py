@@ -5,6 +5,8 @@
     int8              1 byte, a float32 scale a row             2 bytes
     nf4               half a byte, statistics a block of 64     2 bytes
     gptq, awq         half a byte, scale and zero a group       2 bytes
+    int8wo            1 byte, scale and zero a row              2 bytes
+    hqq               half a byte, scale and zero a group       2 bytes
     gguf:TYPE         a type for every tensor                   the same
 
 Everything else is embeddings, output head, norms, biases, routers, and experts that transformers
@@ -46,6 +48,7 @@ Source: bitsandbytes 0.50, functional.quantize_4bit, compress_statistics."""
 _CODE_NF4_BYTES = 16 * 4
 _CODE_NESTED_BYTES = 256 * 4 + 4
 """The nested type's own table in float32, and the mean that is subtracted first."""
+_GROUP_HQQ = 64
 _FP8_BLOCK = 128
 _MXFP4_BLOCK = 32
 
@@ -223,6 +226,8 @@ def _packing(
         return _stored_packing(stored, device)
     if backend in ("int8", "nf4", "nf4:double"):
         return partial(_linear_only, pack=_BNB[backend])
+    if backend in _MODULES:
+        return partial(_modules_only, pack=_MODULES[backend])
     if backend in ("gptq", "gptq:int8", "awq"):
         group, names = packed_names(shape)
         pack = partial(
@@ -244,6 +249,10 @@ def _linear_only(matrix: Matrix, *, pack: _Packing) -> int:
     return pack(matrix) if matrix.linear or matrix.name in _TRANSPOSED else _plain(matrix)
 
 
+def _modules_only(matrix: Matrix, *, pack: _Packing) -> int:
+    return pack(matrix) if matrix.linear else _plain(matrix)
+
+
 def _named_only(matrix: Matrix, *, names: frozenset[str], pack: _Packing) -> int:
     return pack(matrix) if matrix.linear and matrix.name in names else _plain(matrix)
 
@@ -251,6 +260,29 @@ def _named_only(matrix: Matrix, *, names: frozenset[str], pack: _Packing) -> int
 def _int8(matrix: Matrix) -> int:
     """A byte a weight and a float32 scale a row. Source: bitsandbytes 0.50, Int8Params, SCB."""
     return matrix.rows * matrix.columns + 4 * matrix.rows
+
+
+def _int8wo(matrix: Matrix) -> int:
+    """A byte a weight, and a row's scale in float32 and zero point in a byte.
+
+    Source: torchao 0.18, Int8Tensor.
+    """
+    return matrix.rows * matrix.columns + 5 * matrix.rows
+
+
+def _hqq(matrix: Matrix) -> int:
+    """Half a byte a weight, scale and zero point in 16 bits a group; whole groups alone.
+
+    Source: hqq 0.2, HQQLinear, W_q and meta.
+    """
+    values = matrix.rows * matrix.columns
+    if matrix.columns % _GROUP_HQQ:
+        return _plain(matrix)
+    return values // 2 + 2 * _BYTES_16 * values // _GROUP_HQQ
+
+
+_MODULES: dict[str, _Packing] = {"int8wo": _int8wo, "hqq": _hqq}
+"""Formats whose libraries replace ``nn.Linear`` alone."""
 
 
 def _nf4(matrix: Matrix, *, double: bool = False) -> int:

@@ -83,7 +83,9 @@ def held_bytes(model: Any) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backend", ["bf16", "int8", "nf4", "nf4:double", "gptq", "awq"])
+@pytest.mark.parametrize(
+    "backend", ["bf16", "int8", "nf4", "nf4:double", "gptq", "awq", "int8wo", "hqq"]
+)
 def test_weights_are_what_the_backend_holds(small: ModelSpec, backend: str) -> None:
     """Every format's bytes, for dense, fused, sparse and latent models, within 1 KiB a layer.
 
