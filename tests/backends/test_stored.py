@@ -21,7 +21,7 @@ from small_models import (
 )
 
 from llmfit.backends._hf import HfModel
-from llmfit.backends.registry import BACKENDS, default_backends, get_backend
+from llmfit.backends.registry import BACKENDS, ON_REQUEST, default_backends, get_backend
 from llmfit.backends.stored import OWN_ROWS
 from llmfit.decode.base import Window
 from llmfit.errors import BackendUnavailable, UsageError
@@ -262,7 +262,7 @@ def spec_of(folder: Path, said: dict[str, Any] | None, **beside: dict[str, Any])
 def test_an_ordinary_model_has_eight_rows(embedded: ModelSpec) -> None:
     """``stored`` is no row of an unquantised model, and says so when it is asked for."""
     assert default_backends(embedded) == tuple(
-        name for name in BACKENDS if name not in ("stored", "offload")
+        name for name in BACKENDS if name not in (*ON_REQUEST, "stored", "offload")
     )
     outcome = get_backend("stored").check(Plan(backend="stored", model=embedded, device="cpu"))
     assert outcome.skipped is not None and "not stored quantised" in outcome.skipped

@@ -40,8 +40,8 @@ _SAME_WEIGHTS = PublishedCost(low=0.0, high=0.0, source="the model's own 16-bit 
 
 # Figures of one model each. "Approximate table": Llama-3.1-8B on an RTX 3090, perplexity 6.14 in
 # bf16, as its author rounded it. torchao: word perplexity 7.3315 → 7.3451, docs/source/workflows/
-# inference.md. GPTQ-for-LLaMa: LLaMA-7B, C4 5.22 → 5.30, WikiText-2 5.68 → 5.85, README.md. AWQ:
-# Llama-2-7B, WikiText-2 5.47 → 5.60, Lin et al., arXiv:2306.00978.
+# inference.md; FP8 → 7.4197. GPTQ-for-LLaMa: LLaMA-7B, C4 5.22 → 5.30, WikiText-2 5.68 → 5.85,
+# README.md. AWQ: Llama-2-7B, WikiText-2 5.47 → 5.60, Lin et al., arXiv:2306.00978.
 _COSTS = {
     "bf16": _SAME_WEIGHTS,
     "sdpa": _SAME_WEIGHTS,
@@ -51,6 +51,16 @@ _COSTS = {
         low=7.3451 / 7.3315 - 1,
         high=6.21 / 6.14 - 1,
         source="torchao's INT8 weights and an approximate table, both of Llama-3.1-8B",
+    ),
+    "int8wo": PublishedCost(
+        low=7.3451 / 7.3315 - 1,
+        high=7.3451 / 7.3315 - 1,
+        source="torchao's table of Llama-3.1-8B",
+    ),
+    "fp8": PublishedCost(
+        low=7.4197 / 7.3315 - 1,
+        high=7.4197 / 7.3315 - 1,
+        source="torchao's table of Llama-3.1-8B, a scale a row",
     ),
     "nf4": PublishedCost(
         low=5.30 / 5.22 - 1,
