@@ -12,7 +12,6 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from ipaddress import ip_address
 from itertools import count
@@ -33,7 +32,7 @@ from llmfit.serving_records import (
     ServerBenchmark,
     ServerWorkload,
 )
-from llmfit.store.place import machine_name
+from llmfit.store.place import machine_name, utc_now
 
 if TYPE_CHECKING:
     import httpx
@@ -110,7 +109,7 @@ async def _bench(
     command: str | None,
     progress: Progress,
 ) -> ServerBenchmark:
-    started_at = datetime.now(UTC)
+    started_at = utc_now()
     async with client(base, key=target.key, timeout_s=workload.timeout_s) as asking:
         endpoint = await find(asking, base, model=target.served_model, api=target.api)
         counting = partial(count_tokens, asking, endpoint)
@@ -123,7 +122,7 @@ async def _bench(
         ]
     _require_answers(levels, base)
     record = ServerBenchmark(
-        benchmark_id=f"{started_at:%Y%m%d-%H%M%S}-server-{uuid.uuid4().hex[:6]}",
+        benchmark_id=f"{_stamp(started_at)}-server-{uuid.uuid4().hex[:6]}",
         url=without_password(base),
         served_model=endpoint.model,
         server=endpoint.server,
@@ -137,7 +136,7 @@ async def _bench(
         local=_is_local(base),
         machine=machine_name(),
         tag=target.tag,
-        started_at=started_at.isoformat(timespec="seconds"),
+        started_at=started_at,
         command=command,
     )
     return known_secrets().hide_in(record)
@@ -221,6 +220,11 @@ def _notes(workload: ServerWorkload, levels: list[LoadLevel], prompts: Prompts) 
             "the model ended them"
         )
     return tuple(notes)
+
+
+def _stamp(moment: str) -> str:
+    """``20260102-030405`` of ``2026-01-02T03:04:05…``."""
+    return moment[:19].translate({ord("-"): None, ord(":"): None, ord("T"): "-"})
 
 
 def _is_local(base: str) -> bool:
