@@ -16,7 +16,7 @@ from llmfit.planning.architectures import FAMILIES
 from llmfit.planning.architectures._families import DEFAULTS
 from llmfit.quantize.gguf_architectures import ARCHITECTURES
 from llmfit.records import to_json
-from llmfit.testing import make_comparison, make_record
+from llmfit.testing import make_comparison, make_record, make_server
 
 Config = dict[str, Any]
 VOCAB_SIZE = 300
@@ -225,6 +225,11 @@ def gguf() -> GgufBytes:
 def comparison() -> str:
     """A comparison of three rows with all that they can hold."""
     return to_json(make_comparison([make_record(name) for name in ("bf16", "nf4", "gguf")]))
+
+
+def server() -> str:
+    """A server's figures."""
+    return to_json(make_server(model="org/m", backend="awq", notes=("a note",), saturation=2))
 
 
 NIGHT = b"""

@@ -43,7 +43,7 @@ class Part:
     id: str
     label: str
     works: bool
-    """True when every package is installed."""
+    """True when every package is installed, and a GPU is here where it runs on nothing else."""
     packages: dict[str, str | None]
     """Installed version by name; None where it is missing."""
     install: str | None
@@ -65,9 +65,11 @@ class Listing:
 def run(args: argparse.Namespace) -> int:
     """Look at what is installed, without importing any of it, and print."""
     from llmfit.backends.registry import backend_ids, get_backend
+    from llmfit.device.detect import detect_gpu
     from llmfit.records import to_json
 
-    parts = tuple(_part(get_backend(name)) for name in backend_ids())
+    gpu = detect_gpu() is not None
+    parts = tuple(_part(get_backend(name), gpu=gpu) for name in backend_ids())
     if args.format == "json":
         emit(to_json(Listing(backends=parts, evaluation=_evaluation())) + "\n")
     else:
@@ -75,11 +77,11 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _part(backend: Backend) -> Part:
+def _part(backend: Backend, *, gpu: bool) -> Part:
     return Part(
         id=backend.id,
         label=backend.label,
-        works=not backend.missing(),
+        works=not backend.missing() and (gpu or "cpu" in backend.devices),
         packages={package.distribution: package.installed() for package in backend.packages},
         install=backend.install_hint() if backend.missing() else None,
         devices=tuple(sorted(backend.devices)),
@@ -108,8 +110,7 @@ def _table(backends: tuple[Part, ...], evaluation: Part) -> str:
     shared = [name for name in backends[0].packages if all(name in b.packages for b in backends)]
     parts = (*backends, evaluation)
     rows = [
-        (part.id, part.label, "yes" if part.works else "no", _versions(part, leave_out=shared))
-        for part in parts
+        (part.id, part.label, _works(part), _versions(part, leave_out=shared)) for part in parts
     ]
     all_rows = ", ".join(f"{name} {backends[0].packages[name] or 'missing'}" for name in shared)
     missing = dict.fromkeys(part.install for part in parts if part.install)
@@ -119,6 +120,12 @@ def _table(backends: tuple[Part, ...], evaluation: Part) -> str:
         *(f"To install what is missing: {plain(command)}" for command in missing),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _works(part: Part) -> str:
+    if part.works:
+        return "yes"
+    return "no" if part.install else "needs a GPU"
 
 
 def _versions(part: Part, *, leave_out: list[str]) -> str:

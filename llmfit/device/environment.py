@@ -13,7 +13,7 @@ from llmfit.records import Environment
 
 _PACKAGES = (
     "llmfit", "torch", "transformers", "accelerate", "bitsandbytes", "GPTQModel", "optimum",
-    "llama-cpp-python", "gguf", "compressed-tensors", "hqq", "optimum-quanto", "lm_eval",
+    "llama-cpp-python", "gguf", "compressed-tensors", "torchao", "hqq", "optimum-quanto", "lm_eval",
     "datasets", "tokenizers", "numpy", "scipy",
 )  # fmt: skip
 

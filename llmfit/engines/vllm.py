@@ -5,13 +5,17 @@ from __future__ import annotations
 from llmfit.engines.base import Engine, Served, program_missing, script
 
 
+_AT_LOADING = {"nf4": "bitsandbytes", "fp8": "fp8"}
+"""Formats that it makes from the model's own weights when it loads them."""
+
+
 class Vllm(Engine):
     """``vllm serve``."""
 
     id = "vllm"
     label = "vLLM"
     kind = "folder"
-    formats = ("bf16", "sdpa", "compiled", "nf4", "gptq", "awq")
+    formats = ("bf16", "sdpa", "compiled", "nf4", "fp8", "gptq", "awq")
     devices = frozenset({"cuda"})
     install = "pip install vllm"
 
@@ -22,11 +26,12 @@ class Vllm(Engine):
     def command(self, served: Served) -> tuple[str, ...]:
         """See ``Engine.command``."""
         share = served.gpu_share
+        method = _AT_LOADING.get(served.backend.partition(":")[0])
         return (
             "vllm", "serve", served.path, "--served-model-name", served.name,
             "--max-model-len", str(served.context), "--dtype", "bfloat16",
             *(() if share is None else ("--gpu-memory-utilization", f"{share:.2f}")),
-            *(("--quantization", "bitsandbytes") if served.backend.startswith("nf4") else ()),
+            *(() if method is None else ("--quantization", method)),
             *(("--trust-remote-code",) if served.trust_remote_code else ()),
             "--host", served.host, "--port", str(served.port),
         )  # fmt: skip

@@ -53,14 +53,13 @@ def heading(found: ServerBenchmark) -> str:
 
 def findings(found: ServerBenchmark) -> tuple[str, ...]:
     """Where it is saturated, what failed, and what was measured otherwise than asked."""
-    highest = max(level.concurrency for level in found.levels)
     if found.saturation is not None:
         lines = [
             f"saturated at {found.saturation} at once: more requests wait longer and give no more "
             "tokens"
         ]
     elif len(found.levels) > 1:
-        lines = [f"not saturated at {highest} at once"]
+        lines = [f"not saturated at {max(e.concurrency for e in found.levels)} at once"]
     else:
         lines = []
     for level in found.levels:
@@ -75,14 +74,15 @@ def findings(found: ServerBenchmark) -> tuple[str, ...]:
 
 def history_line(found: ServerBenchmark) -> str:
     """What was served, and the figures of the level that gave most, in one line."""
-    best = max(found.levels, key=lambda level: level.tokens_per_s or 0.0)
+    best = max(found.levels, key=lambda level: level.tokens_per_s or 0.0, default=None)
     parts = [
         found.benchmark_id,
         f"{found.model or found.served_model} ({found.backend or 'format not told'})",
         found.machine or found.url,
-        f"{_rate(best.tokens_per_s)} tokens/s at {best.concurrency} at once, "
-        f"{_seconds(best.ttft, 'p50')} to the first",
     ]
+    if best is not None:
+        rate, first = _rate(best.tokens_per_s), _seconds(best.ttft, "p50")
+        parts.append(f"{rate} tokens/s at {best.concurrency} at once, {first} to the first")
     if found.saturation is not None:
         parts.append(f"saturated at {found.saturation}")
     return plain(" · ".join(parts))

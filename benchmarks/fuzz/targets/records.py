@@ -58,6 +58,38 @@ def _structured_comparison() -> SearchStrategy[bytes]:
     return changed([whole], ["runs", "rows", "model", "run_id"]).map(as_json)
 
 
+def _served(folder: Path) -> None:
+    """A server's figures: found as a record, taken into the store, shown in every form."""
+    from llmfit.keeping import Keeping
+    from llmfit.lookup import find_record
+    from llmfit.report.server import SERVER_FORMATS, history_line, render_server, served_columns
+    from llmfit.store.exchange import import_runs
+
+    file = folder / "server.json"
+    found = find_record(file, Keeping(runs_dir=str(folder), store=str(folder / "none.db"))).server
+    if found is not None:
+        for form in SERVER_FORMATS:
+            render_server(found, form)
+        history_line(found)
+        served_columns([found], [])
+    import_runs(_store(), [file])
+
+
+def _warm_served() -> None:
+    import tempfile
+
+    with tempfile.TemporaryDirectory(prefix="llmfit-fuzz-") as folder:
+        (Path(folder) / "server.json").write_text(wholes.server())
+        _served(Path(folder))
+
+
+def _structured_server() -> SearchStrategy[bytes]:
+    from benchmarks.fuzz.values import as_json, changed
+
+    whole = json.loads(wholes.server())
+    return changed([whole], ["levels", "workload", "rows", "runs"]).map(as_json)
+
+
 def _night(folder: Path) -> None:
     from llmfit.nightly.config import read_config
 
@@ -93,6 +125,10 @@ TARGETS = (
     Target(
         name="comparison JSON", file="comparison.json", run=_recorded, warm=_warm_store,
         seeds=lambda: [wholes.comparison().encode()], structured=_structured_comparison,
+    ),
+    Target(
+        name="server JSON", file="server.json", run=_served, warm=_warm_served,
+        seeds=lambda: [wholes.server().encode()], structured=_structured_server,
     ),
     Target(
         name="nightly TOML", file="night.toml", run=_night, seeds=lambda: [wholes.NIGHT],
