@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from llmfit.engines.base import Engine, Served, program_missing, script
 
-
-_AT_LOADING = {"nf4": "bitsandbytes", "fp8": "fp8"}
-"""Formats that it makes from the model's own weights when it loads them."""
+_AT_LOADING = {"int8wo": "int8_per_channel_weight_only", "fp8": "fp8_per_channel"}
+"""Formats that it makes from the model's own weights when it loads them. Source: vLLM 0.33,
+QuantizationMethods, which has bitsandbytes no more."""
 
 
 class Vllm(Engine):
@@ -15,9 +15,9 @@ class Vllm(Engine):
     id = "vllm"
     label = "vLLM"
     kind = "folder"
-    formats = ("bf16", "sdpa", "compiled", "nf4", "fp8", "gptq", "awq")
+    formats = ("bf16", "sdpa", "compiled", "int8wo", "fp8", "gptq", "awq")
     devices = frozenset({"cuda"})
-    install = "pip install vllm"
+    install = "pip install 'vllm>=0.33'"
 
     def missing(self) -> str | None:
         """See ``Engine.missing``."""

@@ -54,7 +54,7 @@ def test_the_context_is_what_fits(machine: Machine) -> None:
     engine = get_engine("transformers")
     assert settle(plan, engine, machine).served.context == plan.model.max_position_embeddings
     card = find_machine(gpu="RTX 4060", gpu_gb=7, runs_dir="none")
-    large = replace(plan, backend="nf4", model=make_model())
+    large = replace(plan, backend="awq", model=make_model())
     found = settle(large, get_engine("vllm"), card)
     assert 1000 < found.served.context < 131_072 and found.served.device == "cuda"
     assert found.served.gpu_share is not None and 0.8 < found.served.gpu_share < 0.9

@@ -52,12 +52,12 @@ def _in_the_help(command: tuple[str, ...], asking: list[str]) -> None:
 
 
 def test_vllm_gets_context_memory_and_the_kind_of_weights() -> None:
-    """Source of the names: docs.vllm.ai, serve arguments."""
+    """Source of the names: vLLM 0.33, EngineArgs and QuantizationMethods."""
     engine = get_engine("vllm")
-    assert engine.command(replace(SERVED, backend="nf4")) == (
+    assert engine.command(replace(SERVED, backend="fp8")) == (
         "vllm", "serve", "./model", "--served-model-name", "m-awq", "--max-model-len", "4096",
         "--dtype", "bfloat16", "--gpu-memory-utilization", "0.50",
-        "--quantization", "bitsandbytes", "--trust-remote-code",
+        "--quantization", "fp8_per_channel", "--trust-remote-code",
         "--host", "127.0.0.1", "--port", "8000",
     )  # fmt: skip
     plain = engine.command(replace(SERVED, gpu_share=None, trust_remote_code=False))
