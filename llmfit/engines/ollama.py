@@ -10,7 +10,7 @@ MODELFILE = "Modelfile"
 class Ollama(Engine):
     """``ollama``: a Modelfile makes the model known to its daemon, which serves on port 11434.
 
-    Source: github.com/ollama/ollama, docs/modelfile.
+    It chooses threads and layers on the GPU itself. Source: docs.ollama.com/modelfile.
     """
 
     id = "ollama"
@@ -30,7 +30,4 @@ class Ollama(Engine):
 
     def settings(self, served: Served) -> dict[str, str]:
         """See ``Engine.settings``."""
-        lines = [f"FROM ./{served.path}", f"PARAMETER num_ctx {served.context}"]
-        if served.threads is not None:
-            lines.append(f"PARAMETER num_thread {served.threads}")
-        return {MODELFILE: "\n".join(lines) + "\n"}
+        return {MODELFILE: f"FROM ./{served.path}\nPARAMETER num_ctx {served.context}\n"}

@@ -65,10 +65,10 @@ def test_vllm_gets_context_memory_and_the_kind_of_weights() -> None:
 
 
 def test_ollama_gets_a_modelfile() -> None:
-    """Source of the words: github.com/ollama/ollama, docs/modelfile."""
+    """Source of the words: docs.ollama.com/modelfile."""
     served = replace(SERVED, backend="gguf", path="model.gguf")
     assert get_engine("ollama").settings(served) == {
-        "Modelfile": "FROM ./model.gguf\nPARAMETER num_ctx 4096\nPARAMETER num_thread 3\n"
+        "Modelfile": "FROM ./model.gguf\nPARAMETER num_ctx 4096\n"
     }
 
 
