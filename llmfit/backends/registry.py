@@ -28,10 +28,11 @@ BACKENDS: dict[str, str] = {
     "int4wo": "llmfit.backends.int4wo:Int4Wo",
     "fp8": "llmfit.backends.fp8:Fp8",
     "hqq": "llmfit.backends.hqq:Hqq",
+    "onnx": "llmfit.backends.onnx:Onnx",
     "stored": "llmfit.backends.stored:Stored",
     "offload": "llmfit.backends.offload:Offload",
 }
-ON_REQUEST = ("int8wo", "int4wo", "fp8", "hqq")
+ON_REQUEST = ("int8wo", "int4wo", "fp8", "hqq", "onnx")
 """Rows of a comparison that asks for them, or for all."""
 ALL = "all"
 # For models stored quantised in a format that no other row loads.

@@ -13,8 +13,8 @@ from llmfit.records import Environment
 
 _PACKAGES = (
     "llmfit", "torch", "transformers", "accelerate", "bitsandbytes", "GPTQModel", "optimum",
-    "llama-cpp-python", "gguf", "compressed-tensors", "torchao", "hqq", "optimum-quanto", "lm_eval",
-    "datasets", "tokenizers", "numpy", "scipy",
+    "llama-cpp-python", "gguf", "compressed-tensors", "torchao", "hqq", "onnxruntime-genai",
+    "optimum-quanto", "lm_eval", "datasets", "tokenizers", "numpy", "scipy",
 )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from llmfit.quantize.gguf import FILE_TYPES
 def test_every_row_of_the_table_has_a_cost() -> None:
     """Each backend and file type of GGUF, but for what nobody published with a baseline."""
     for backend in BACKENDS:
-        assert (published_cost(backend) is None) == (backend in ("stored", "int4wo", "hqq"))
+        assert (published_cost(backend) is None) == (backend in ("stored", "int4wo", "hqq", "onnx"))
     for file_type in FILE_TYPES:
         cost = published_cost(f"gguf:{file_type}")
         assert cost is not None and 0 <= cost.low <= cost.high
