@@ -22,7 +22,7 @@ from llmfit.runner.output import Output
 STARTING_S = 600.0
 """How long a server may take to load its model. Source: 16 GB from a disk of 50 MB/s take 320 s."""
 _POLL_S = 0.3
-_ENDING_S = 10.0
+_ASKING_S = 10.0
 
 
 @contextmanager
@@ -55,7 +55,7 @@ def started(
         try:
             while True:
                 with suppress(httpx.HTTPError):
-                    if httpx.get(f"{base}/v1/models", timeout=_ENDING_S).status_code < 500:
+                    if httpx.get(f"{base}/v1/models", timeout=_ASKING_S).status_code < 500:
                         break
                 if server.poll() is not None:
                     raise LlmfitError(f"{command[0]} ended with {server.returncode}: {log.tail()}")

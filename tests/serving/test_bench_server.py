@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import re
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler
+from pathlib import Path
 
 import pytest
 from speaking_server import Behaviour, answer, begin, event, piece, speaking
@@ -227,3 +231,25 @@ def test_the_record_reads_back() -> None:
     found = bench(Behaviour(), model="org/m", backend="awq")
     assert from_json(ServerBenchmark, to_json(found)) == found
     assert "org/m (awq), served as the-model" in render_server(found, "md")
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_it_at_once(tmp_path: Path) -> None:
+    """While answers come slowly: exit 130, one line, nothing kept."""
+    behaviour = Behaviour(first_s=0.2, gap_s=1.0, pieces=60)
+    with speaking(behaviour) as url:
+        words = ["bench-server", url, "--new-tokens", "60", "--store", str(tmp_path / "s.db")]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "llmfit", *words],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        deadline = time.monotonic() + 60
+        while len(behaviour.asked) < 4 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(0.3)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+    assert (process.returncode, out, err) == (130, "", "llmfit: interrupted.\n")
+    assert not (tmp_path / "s.db").exists()
