@@ -8,9 +8,9 @@ import shlex
 import sys
 
 from llmfit.cli import _args, _serving_options
-from llmfit.cli._console import emit, quieten_libraries, say
+from llmfit.cli._console import emit, is_terminal, quieten_libraries, results, say
 from llmfit.errors import UsageError
-from llmfit.report._text import plain
+from llmfit.report._text import plain, visible
 
 _DESCRIPTION = """\
 Serve a model in a deploy format by a server that others keep: vLLM where it is
@@ -81,7 +81,8 @@ def run(args: argparse.Namespace) -> int:
     served = settled.served
     command = engine.command_here(served)
     if args.only_print:
-        emit(shlex.join(command) + "\n")
+        words = shlex.join(command)
+        emit((visible(words) if is_terminal(results()) else words) + "\n")
         return 0
     say(f"llmfit: {engine.label}: {plain(engine.asked_as(served))}, context {served.context}")
     for note in settled.notes:

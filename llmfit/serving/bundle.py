@@ -136,7 +136,10 @@ def _clear(out: Path, *, also: bool) -> None:
 
 
 def _copy(source: Path, out: Path, engine: Engine, *, with_code: bool) -> str:
-    """Copy the format's files; where they are in the bundle."""
+    """Copy the format's files; where they are in the bundle.
+
+    A link out of the model's folder is not followed: a bundle is handed on.
+    """
     if engine.kind == "gguf":
         shutil.copyfile(source, out / "model.gguf")
         return "model.gguf"
@@ -144,9 +147,15 @@ def _copy(source: Path, out: Path, engine: Engine, *, with_code: bool) -> str:
     folder.mkdir()
     for pattern in (*_FILES, *(("*.py",) if with_code else ())):
         for file in source.glob(pattern):
-            if file.is_file() and file.name not in _LEFT_OUT:
+            if file.is_file() and file.name not in _LEFT_OUT and _is_the_models(file):
                 shutil.copyfile(file, folder / file.name)
     return "model"
+
+
+def _is_the_models(file: Path) -> bool:
+    """True for a file of its folder, or of the hub's cache, whose folders are links to blobs."""
+    target, folder = file.resolve(), file.parent.resolve()
+    return target.parent == folder or target.parent == folder.parent.parent / "blobs"
 
 
 def _listed(out: Path, inside: str) -> tuple[BundleFile, ...]:
@@ -182,7 +191,7 @@ def _script(engine: Engine, served: Served) -> str:
         start = f'exec {start} "$@"'
     lines = (
         "#!/bin/sh",
-        f"# {engine.label}: {served.name}. Made by llmfit.",
+        f"# {engine.label}. Made by llmfit.",
         'cd "$(dirname "$0")" || exit 1',
         start,
     )

@@ -5,6 +5,7 @@ Plan, machine, what is asked ─► planner's prediction ─► Served, notes
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 
 from llmfit.device.cpu import physical_cores
@@ -16,6 +17,7 @@ from llmfit.records import Plan
 from llmfit.units import format_bytes
 
 _LEAST_CONTEXT = 16
+_UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +102,9 @@ def with_path(settled: Settled, path: str, notes: tuple[str, ...] = ()) -> Settl
 
 
 def served_name(plan: Plan) -> str:
-    """``Llama-3.1-8B-awq``: the last part of the model's name, and the format."""
+    """``Llama-3.1-8B-awq``: the last part of the model's name, and the format.
+
+    Of the characters that are safe in every engine's names; others become ``-``.
+    """
     last = plan.model.name.rstrip("/").rpartition("/")[2]
-    return f"{last}-{plan.backend.replace(':', '-')}"
+    return _UNSAFE.sub("-", f"{last}-{plan.backend}").strip("-.") or "model"

@@ -153,6 +153,49 @@ def test_what_is_not_whole_leaves_nothing(
     assert not out.exists()
 
 
+def test_a_models_name_and_links_reach_nothing(
+    machine: Machine, tmp_path: Path, embedded: ModelSpec
+) -> None:
+    """A name with a line of shell in it, and a file that is a link to somebody else's."""
+    (tmp_path / "secret").write_text("secret")
+    source = tmp_path / "evil\ntouch owned\n#$(touch owned)"
+    source.mkdir()
+    for file in Path(embedded.path).iterdir():
+        (source / file.name).write_bytes(file.read_bytes())
+    (source / "notes.json").symlink_to(tmp_path / "secret")
+    plan = Deployer(str(source), device="cpu").plan
+    found = settle(plan, get_engine("transformers"), machine)
+    assert set(found.served.name) <= set("eviltouchowned-sdpa")
+    out = tmp_path / "out"
+    bundle = deploy(
+        plan, with_path(found, str(source)), get_engine("transformers"), out, start=False
+    )
+    assert "model/notes.json" not in {file.path for file in bundle.files}
+    assert not (out / "model" / "notes.json").exists()
+    subprocess.run([out / "serve.sh"], cwd=out, env={"PATH": "/usr/bin:/bin"}, check=False)
+    assert not list(tmp_path.rglob("owned"))
+    told = (out / "README.md").read_text()
+    assert not any(line.startswith("touch") for line in told.splitlines())
+
+
+def test_the_hubs_cache_is_links_to_blobs(
+    machine: Machine, tmp_path: Path, embedded: ModelSpec
+) -> None:
+    """Whose files are copied as such."""
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "abc"
+    blobs.mkdir()
+    snapshot.mkdir(parents=True)
+    for number, file in enumerate(sorted(Path(embedded.path).iterdir())):
+        (blobs / str(number)).write_bytes(file.read_bytes())
+        (snapshot / file.name).symlink_to(Path("..", "..", "blobs", str(number)))
+    out = tmp_path / "out"
+    plan = Deployer(str(snapshot), device="cpu").plan
+    found = with_path(settle(plan, get_engine("transformers"), machine), str(snapshot))
+    bundle = deploy(plan, found, get_engine("transformers"), out, start=False)
+    assert "model/model.safetensors" in {file.path for file in bundle.files}
+    assert not any(path.is_symlink() for path in out.rglob("*"))
+
+
 # ---------------------------------------------------------------- started
 
 
