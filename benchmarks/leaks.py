@@ -6,8 +6,10 @@ One process calls `llmfit.compare` so many times on the embedded model, with one
 of runs and one store: bf16 every time, sdpa, GGUF or GPTQ, and some scoring beside it every tenth
 time. After each the process, its children and its folders are looked at. A leak is
 
-    memory   its slope over the comparisons after the warm-up has a 95 % interval above zero, and
-             is more than LEAK_BYTES a comparison
+    memory   its slope has a 95 % interval above zero and is more than LEAK_BYTES a comparison, in
+             each third of the comparisons after the warm-up: what leaks goes on, while the heap of
+             Python takes another MiB now and then and keeps it, as when more records of earlier
+             runs were read at once
     counts   descriptors, threads, processes, shared memory, stray files: more at the end than
              after the warm-up, or any zombie, at any time
 
@@ -310,11 +312,17 @@ def growth(snapshots: Sequence[Snapshot], *, warmup: int) -> tuple[Growth, ...]:
 def _of_memory(name: str, kept: Sequence[Snapshot]) -> Growth:
     from scipy.stats import theilslopes
 
+    def fitted(part: Sequence[Snapshot]) -> tuple[float, float, float]:
+        values = [getattr(each, name) for each in part]
+        found = theilslopes(values, [each.comparison for each in part], 0.95)
+        return float(found.slope), float(found.low_slope), float(found.high_slope)
+
     values = [getattr(each, name) for each in kept]
-    slope = low = high = None
-    if len(values) > 2:
-        found = theilslopes(values, [each.comparison for each in kept], 0.95)
-        slope, low, high = float(found.slope), float(found.low_slope), float(found.high_slope)
+    slope, low, high = fitted(kept) if len(kept) > 2 else (None, None, None)
+    thirds = [kept[len(kept) * i // 3 : len(kept) * (i + 1) // 3] for i in range(3)]
+    goes_on = len(thirds[0]) > 2 and all(
+        slope > LEAK_BYTES and low > 0 for slope, low, _ in map(fitted, thirds)
+    )
     return Growth(
         name=name,
         first=values[0],
@@ -324,7 +332,7 @@ def _of_memory(name: str, kept: Sequence[Snapshot]) -> Growth:
         low=low,
         high=high,
         # Objects only explain what memory shows.
-        leaks=name in MEMORY and slope is not None and low > 0 and slope > LEAK_BYTES,
+        leaks=name in MEMORY and goes_on,
     )
 
 
