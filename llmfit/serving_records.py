@@ -120,7 +120,8 @@ class Bundle:
     engine: str
     name: str
     """What requests call it."""
-    context: int
+    context: int | None
+    """Tokens that the engine is bound to; None where it takes no such bound."""
     device: Device
     gpu_share: float | None = None
     command: tuple[str, ...]

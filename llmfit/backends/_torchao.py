@@ -44,7 +44,7 @@ def load_torchao(plan: Plan, config: Any, dtype: str, notes: tuple[str, ...]) ->
             plan.model.path, plan, attention=attention, quantization_config=TorchAoConfig(config)
         )
     run_one_token(model, hint=f"--backends without {plan.backend}")
-    packed = [module for module in model.modules() if _is_linear(module) and is_packed(module)]
+    packed = [module for module in model.modules() if _is_linear(module) and _is_packed(module)]
     share = sum(map(_values, packed)) / sum(p.numel() for p in model.parameters())
     kinds = dict.fromkeys(type(module.weight).__name__ for module in packed)
     info = LoadInfo(
@@ -59,7 +59,7 @@ def load_torchao(plan: Plan, config: Any, dtype: str, notes: tuple[str, ...]) ->
     )
 
 
-def is_packed(module: Any) -> bool:
+def _is_packed(module: Any) -> bool:
     """True where the weight is made of other tensors, as torchao's are."""
     return hasattr(module.weight, "__tensor_flatten__")
 

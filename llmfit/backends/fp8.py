@@ -27,11 +27,11 @@ class Fp8(TorchBackend):
 
     def load(self, plan: Plan, progress: Progress = no_progress) -> LoadedModel:
         """See ``Backend.load``."""
+        self.require(plan)
         from torchao.quantization import Float8DynamicActivationFloat8WeightConfig, PerRow
 
         from llmfit.device.execution import compute_capability
 
-        self.require(plan)
         capability = compute_capability()
         if capability < _LEAST_CAPABILITY:
             has, needs = (".".join(map(str, c)) for c in (capability, _LEAST_CAPABILITY))

@@ -25,9 +25,9 @@ class Int4Wo(TorchBackend):
 
     def load(self, plan: Plan, progress: Progress = no_progress) -> LoadedModel:
         """See ``Backend.load``."""
+        self.require(plan)
         from torchao.quantization import Int4WeightOnlyConfig
 
-        self.require(plan)
         config = Int4WeightOnlyConfig(
             group_size=GROUP_SIZE, int4_packing_format="tile_packed_to_4d"
         )

@@ -84,7 +84,8 @@ def run(args: argparse.Namespace) -> int:
         words = shlex.join(command)
         emit((visible(words) if is_terminal(results()) else words) + "\n")
         return 0
-    say(f"llmfit: {engine.label}: {plain(engine.asked_as(served))}, context {served.context}")
+    bound = f", context {served.context}" if "context" in engine.takes else ""
+    say(f"llmfit: {engine.label}: {plain(engine.asked_as(served))}{bound}")
     for note in settled.notes:
         say(f"llmfit: {plain(note)}")
     say(f"llmfit: measure it: {plain(_measuring(args, engine.asked_as(served)))}")

@@ -20,6 +20,9 @@ Kind = Literal["folder", "gguf"]
 """What an engine loads: a folder as transformers writes it, or one GGUF file."""
 
 
+Setting = Literal["context", "name", "threads"]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Served:
     """One model in one format, as it is to be served."""
@@ -52,6 +55,8 @@ class Engine(ABC):
     devices: frozenset[Device] = frozenset({"cpu", "cuda"})
     serves: bool = True
     """False where its command makes the model known to a daemon of its own."""
+    takes: frozenset[Setting] = frozenset({"context", "name"})
+    """What can be asked of it; anything else is refused, for it would do nothing."""
     install: str
     """The command that installs it."""
 
@@ -61,6 +66,14 @@ class Engine(ABC):
             raise UsageError(
                 f"{self.label} serves no {backend}; it serves {', '.join(self.formats)}.",
                 hint=f"--backend {self.formats[0]}, or another --engine",
+            )
+
+    def require_setting(self, setting: Setting, value: object) -> None:
+        """Raise UsageError for a ``value`` that is asked for (not None) and would do nothing."""
+        if value is not None and setting not in self.takes:
+            raise UsageError(
+                f"{self.label} takes no {setting}, and {value!r} is asked for.",
+                hint=f"without --{setting}, or another --engine",
             )
 
     @abstractmethod

@@ -15,6 +15,7 @@ class LlamaServer(Engine):
     label = "llama-server"
     kind = "gguf"
     formats = ("gguf",)
+    takes = frozenset({"context", "name", "threads"})
     install = "https://github.com/ggml-org/llama.cpp/releases"
 
     def missing(self) -> str | None:
@@ -42,6 +43,7 @@ class LlamaCppPython(Engine):
     label = "llama-cpp-python's server"
     kind = "gguf"
     formats = ("gguf",)
+    takes = frozenset({"context", "name", "threads"})
     install = "pip install 'llama-cpp-python[server]'"
 
     def missing(self) -> str | None:

@@ -25,6 +25,7 @@ class TransformersServe(Engine):
     label = "transformers serve"
     kind = "folder"
     formats = tuple(_OPTIONS)
+    takes = frozenset()
     install = "pip install 'transformers[serving]'"
 
     def missing(self) -> str | None:

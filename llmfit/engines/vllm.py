@@ -25,7 +25,7 @@ class Vllm(Engine):
 
     def command(self, served: Served) -> tuple[str, ...]:
         """See ``Engine.command``."""
-        share = served.gpu_share
+        share = None if served.gpu_share is None else int(100 * served.gpu_share) / 100
         method = _AT_LOADING.get(served.backend.partition(":")[0])
         return (
             "vllm", "serve", served.path, "--served-model-name", served.name,

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from llmfit.store.store import Store
     from llmfit.store.trends import Trends
 
+_SERVERS_LOOKED_AT = 200
+"""Newest figures of servers that are read: each holds all its requests."""
 MOST_RUNS = 20
 """Runs that a report shows unless told otherwise."""
 
@@ -44,7 +46,7 @@ def report_of_store(
         title=title,
         baseline=baseline,
         regressions=find_regressions(store, trends, runs, baseline=baseline),
-        servers=_newest(store.servers(model, machine=machine))[:most_runs],
+        servers=_newest(store, model, machine)[:most_runs],
         command=command,
     )
 
@@ -59,7 +61,7 @@ def report_of_night(store: Store, night: NightResult) -> Report:
         title=night.title,
         baseline=night.baseline,
         regressions=night.regressions,
-        servers=_newest(store.servers(machine=night.machine))[:MOST_RUNS],
+        servers=_newest(store, None, night.machine)[:MOST_RUNS],
         command=night.command,
         night=night,
     )
@@ -91,8 +93,9 @@ def _report(
     )
 
 
-def _newest(servers: Sequence[ServerBenchmark]) -> tuple[ServerBenchmark, ...]:
-    """The first of each that serves the same in the same place under the same load."""
+def _newest(store: Store, model: str | None, machine: str | None) -> tuple[ServerBenchmark, ...]:
+    """The newest of each that serves the same in the same place under the same load."""
+    servers = store.servers(model, machine=machine, limit=_SERVERS_LOOKED_AT)
     found: dict[tuple[object, ...], ServerBenchmark] = {}
     for each in servers:
         what = (each.model or each.served_model, each.backend, each.machine, each.url)

@@ -23,8 +23,8 @@ def readme(bundle: Bundle, engine: Engine, served: Served, row: RunRecord | None
         "",
         in_markdown(
             plain(
-                f"{bundle.model} as {bundle.backend} for {engine.label}: {format_bytes(size)}, a "
-                f"context of {bundle.context} tokens."
+                f"{bundle.model} as {bundle.backend} for {engine.label}: {format_bytes(size)}"
+                + (f", a context of {bundle.context} tokens." if bundle.context else ".")
             )
         ),
         "",

@@ -104,7 +104,7 @@ def _make(
         backend=plan.backend,
         engine=engine.id,
         name=served.name,
-        context=served.context,
+        context=served.context if "context" in engine.takes else None,
         device=served.device,
         gpu_share=served.gpu_share,
         command=engine.command(served),

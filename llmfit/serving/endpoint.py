@@ -99,26 +99,30 @@ async def find(
     UsageError for a model that is to be chosen.
     """
     server, served = await _models(asking, base)
-    endpoint = Endpoint(
-        base=base,
-        api=api or "completions",
-        model=_chosen(served, model, base),
-        server=server,
-        options=_OPTIONS,
-    )
-    while True:
-        code, said = await _post(asking, endpoint, endpoint.body("Once", 1, stream=True))
+    name = _chosen(served, model, base)
+    endpoint = Endpoint(base=base, api=api or "completions", model=name, server=server)
+    code, said = await _try(asking, endpoint)
+    if code in (404, 405) and api is None:
+        endpoint = replace(endpoint, api="chat")
+        code, said = await _try(asking, endpoint)
+    if code != 200:
+        raise _refused(endpoint, code, said)
+    for option, value in _OPTIONS.items():
+        wider = replace(endpoint, options={**endpoint.options, option: value})
+        code, said = await _try(asking, wider)
         if code == 200:
-            return endpoint
-        if code in (404, 405) and api is None and endpoint.api == "completions":
-            endpoint = replace(endpoint, api="chat")
-        elif code in (400, 422) and endpoint.options:
-            name = next(iter(endpoint.options))
-            left = {key: value for key, value in endpoint.options.items() if key != name}
-            note = f"the server takes no {name}"
-            endpoint = replace(endpoint, options=left, notes=(*endpoint.notes, note))
+            endpoint = wider
+        elif code in (400, 422):
+            note = f"the server takes no {option}"
+            endpoint = replace(endpoint, notes=(*endpoint.notes, note))
         else:
-            raise _refused(endpoint, code, said)
+            raise _refused(wider, code, said)
+    return endpoint
+
+
+async def _try(asking: httpx.AsyncClient, endpoint: Endpoint) -> tuple[int, str]:
+    """Status and text of an answer of one token."""
+    return await _post(asking, endpoint, endpoint.body("Once", 1, stream=True))
 
 
 async def count_tokens(asking: httpx.AsyncClient, endpoint: Endpoint, prompt: str) -> int | None:

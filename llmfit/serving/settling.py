@@ -41,10 +41,13 @@ def settle(
     """The settings that the machine's memory and the model allow; the files are not known yet.
 
     Without ``context`` it is the longest that is predicted to fit for one answer at a time, at most
-    the model's. Raises UsageError for a format that the engine does not serve or a context beyond
-    the model's, and DoesNotFit for one beyond the memory.
+    the model's. Raises UsageError for a format or a setting that the engine does not take and a
+    context beyond the model's, and DoesNotFit for one beyond the memory.
     """
     engine.require_format(plan.backend)
+    engine.require_setting("context", context)
+    engine.require_setting("name", name)
+    engine.require_setting("threads", plan.threads)
     longest = plan.model.max_position_embeddings
     if context is not None and context > longest:
         raise UsageError(
@@ -68,7 +71,8 @@ def settle(
         )
     chosen = context or min(fits, longest)
     if chosen < longest:
-        notes.append(f"context of {chosen} of the model's {longest} tokens")
+        bound = "context" if "context" in engine.takes else "the memory holds a context"
+        notes.append(f"{bound} of {chosen} of the model's {longest} tokens")
     share = None
     if row.device == "cuda" and machine.gpu is not None and machine.gpu.memory_bytes:
         budget = machine.budget_bytes(row.device) or machine.gpu.memory_bytes

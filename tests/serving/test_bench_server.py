@@ -52,15 +52,15 @@ def test_prompts_have_the_length_that_is_asked_for_and_are_all_different() -> No
     behaviour = Behaviour()
     found = bench(behaviour)
     assert all(level.prompt_tokens == 33 for level in found.levels)
-    prompts = [body["prompt"] for body in behaviour.asked]
-    assert {len(prompt.split()) for prompt in prompts[3:]} == {16}
+    prompts = [body["prompt"] for body in behaviour.asked][3:]  # three ask what it takes
+    assert {len(prompt.split()) for prompt in prompts[2:]} == {16}
     assert len(set(prompts)) == len(prompts)
     again = Behaviour()
     bench(again)
-    assert sorted(body["prompt"] for body in again.asked) == sorted(prompts)
+    assert sorted(body["prompt"] for body in again.asked[3:]) == sorted(prompts)
     other = Behaviour()
     bench(other, ServerWorkload(concurrency=(1,), prompt_tokens=33, requests=4, seed=1))
-    assert not {body["prompt"] for body in other.asked[1:]} & set(prompts)
+    assert not {body["prompt"] for body in other.asked[3:]} & set(prompts)
 
 
 def test_what_a_server_refuses_is_left_out_and_told() -> None:
@@ -73,6 +73,16 @@ def test_what_a_server_refuses_is_left_out_and_told() -> None:
     )
     assert "estimated" in found.notes[2]
     assert [level.new_tokens for level in found.levels] == [16, 16]
+
+
+def test_what_it_takes_is_asked_field_by_field() -> None:
+    """Refusing the one does not cost the other, nor is it said to."""
+    behaviour = Behaviour(refuses=("stream_options",))
+    found = bench(behaviour)
+    assert [note for note in found.notes if "takes no" in note] == [
+        "the server takes no stream_options"
+    ]
+    assert all(body["ignore_eos"] for body in behaviour.asked[4:])
 
 
 def test_an_answer_that_was_stopped_for_its_length_has_all_tokens() -> None:

@@ -64,7 +64,9 @@ def test_the_context_is_what_fits(machine: Machine) -> None:
     with pytest.raises(DoesNotFit, match="not 131072"):
         settle(large, get_engine("vllm"), card, context=131_072)
     with pytest.raises(UsageError, match="exceeds"):
-        settle(plan, engine, machine, context=10**6)
+        settle(large, get_engine("vllm"), card, context=10**6)
+    with pytest.raises(UsageError, match="takes no context"):
+        settle(plan, engine, machine, context=64)
 
 
 # ---------------------------------------------------------------- the folder
