@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from llmfit.decode.base import Sampling
     from llmfit.deployer import Deployer, Generation
     from llmfit.errors import LlmfitError
+    from llmfit.executors.ray_cluster import Fleet, RayCluster
     from llmfit.job import ComparisonInterrupted, Observer
     from llmfit.keeping import Keeping
     from llmfit.network import offline
@@ -59,6 +60,7 @@ _HOMES = {
     "Constraints": "llmfit.planning.verdict.constraints",
     "Deployer": "llmfit.deployer",
     "EvaluationSettings": "llmfit.records",
+    "Fleet": "llmfit.executors.ray_cluster",
     "Generation": "llmfit.deployer",
     "Keeping": "llmfit.keeping",
     "LlmfitError": "llmfit.errors",
@@ -66,6 +68,7 @@ _HOMES = {
     "MemoryPath": "llmfit.planning.advice.ladder",
     "ModelPlan": "llmfit.records",
     "Observer": "llmfit.job",
+    "RayCluster": "llmfit.executors.ray_cluster",
     "Report": "llmfit.trend_records",
     "RunRecord": "llmfit.records",
     "Sampling": "llmfit.decode.base",
@@ -104,6 +107,7 @@ __all__ = [
     "Constraints",
     "Deployer",
     "EvaluationSettings",
+    "Fleet",
     "Generation",
     "Keeping",
     "LlmfitError",
@@ -111,6 +115,7 @@ __all__ = [
     "MemoryPath",
     "ModelPlan",
     "Observer",
+    "RayCluster",
     "Report",
     "RunRecord",
     "Sampling",

@@ -1,6 +1,6 @@
 """From what is asked for to a plan per row: one model, its workload, its formats.
 
-model ─► ModelSpec ─► Plan per backend ─► job.run_plans ─► Comparison
+model ─► ModelSpec ─► Plan per backend ─► job.run_plans, where the executor says ─► Comparison
                                      └► weights not to be had: predictions alone ─► Comparison
 """
 
@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 
 from llmfit.backends.registry import check_backends, chosen_backends, get_backend, split_id
@@ -19,6 +17,8 @@ from llmfit.errors import UsageError
 from llmfit.evaluate.fetch import fetch_data
 from llmfit.evaluate.score import may_need_hub
 from llmfit.evaluate.tasks import check_tasks, other_tasks
+from llmfit.executors.base import Executor, Limits, Site
+from llmfit.executors.local import Local
 from llmfit.files import expanded
 from llmfit.foreign.code import require_no_pickles
 from llmfit.hub import hub_reachable
@@ -47,10 +47,8 @@ from llmfit.records import (
     Weights,
     Workload,
 )
-from llmfit.runner.forkserver import ForkServers
-from llmfit.runner.isolate import fork_server, probe_environment
 from llmfit.runner.worker import blank_record
-from llmfit.store.place import check_reachable
+from llmfit.store.place import check_reachable, machine_name
 from llmfit.units import GB
 
 DEFAULT_TIME_LIMIT_S = 3600.0
@@ -89,7 +87,7 @@ def compare(
     profile: bool = False,
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
-    servers: ForkServers | None = None,
+    executor: Executor | None = None,
 ) -> Comparison:
     """Measure ``model`` in every format of ``backends`` and give a verdict.
 
@@ -105,8 +103,8 @@ def compare(
     offloaded weights is added where nothing fits. ``profile`` says where each row's decode steps
     spend their time. ``allow_pickle`` reads weights in pickles, their tensors alone;
     ``trust_remote_code`` runs Python code that comes with the model. ``keeping`` says where records
-    go; ``deadline`` is the time of the monotonic clock after which no row goes on. Of ``servers``
-    is the process that rows are forked from, where several comparisons are to share one. A row
+    go; ``deadline`` is the time of the monotonic clock after which no row goes on. Rows run where
+    ``executor`` runs them; None is this machine, one row after the other. A row
     that fails is a row with its reason. Raises UsageError, ModelNotFound, ModelLoadError or
     StoreError before anything runs, and ComparisonInterrupted.
     """
@@ -151,27 +149,24 @@ def compare(
         command=command,
     )
     ready = {backend: _checkpoint_place(place) for backend, place in (checkpoints or {}).items()}
-    with nullcontext() if absent else fork_server(asked, servers) as server:
-        if server is not None and evaluation is not None:
-            import_module("scipy.stats")  # compares quality; the server imports meanwhile
-        environment = probe_environment(bandwidth=absent is None, server=server)
-        base = replace(asked, device=_device(device, environment))
+    place = executor or Local()
+    keeping = replace(keeping, machine=place.machine_name(keeping.machine or machine_name()))
+    with place.open(asked, device=device, measure=absent is None) as site:
+        base = replace(asked, device=_device(device, site.environment))
         plans = [_plan(base, backend, ready.get(split_id(backend)[0])) for backend in chosen]
-        machine = _machine(environment, gpu_gb, ram_gb, device, keeping.runs_dir)
+        machine = _machine(site, gpu_gb, ram_gb, device, keeping.runs_dir)
         judge = _judge(constraints or Constraints(), objective, base)
         if absent is not None:
-            return _predicted_comparison(plans, machine, environment, judge, absent)
+            return _predicted_comparison(plans, machine, site.environment, judge, absent)
         return run_plans(
             [_with_speed(plan, machine) for plan in plans],
-            environment,
+            site,
             judge=judge,
             keeping=keeping,
-            time_limit_s=time_limit_s,
-            deadline=deadline,
+            limits=Limits(row_s=time_limit_s, deadline=deadline),
             observer=observer,
             command=command,
             last_resort=last_resort,
-            server=server,
             started=started,
         )
 
@@ -278,18 +273,16 @@ def _plan(base: Plan, backend: str, checkpoint: str | None) -> Plan:
 
 
 def _machine(
-    environment: Environment,
-    gpu_gb: float | None,
-    ram_gb: float | None,
-    device: str | None,
-    runs_dir: str | None,
+    site: Site, gpu_gb: float | None, ram_gb: float | None, device: str | None, runs_dir: str | None
 ) -> Machine:
     """What predictions are for, with the bandwidths that were measured just now."""
+    environment = site.environment
     machine = find_machine(
         gpu_gb=None if device == "cpu" else gpu_gb,
         ram_gb=ram_gb,
         device=None if device == "auto" else device,
         runs_dir=runs_dir,
+        site=(environment, *site.hardware),
     )
     if environment.cpu_bandwidth is not None:
         machine = replace(machine, cpu=with_bandwidth(machine.cpu, environment.cpu_bandwidth))

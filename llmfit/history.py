@@ -37,14 +37,18 @@ def default_runs_dir() -> Path:
 
 
 def own_records(
-    runs_dir: str | Path | None = None, *, time_limit_s: float = TIME_LIMIT_S
+    runs_dir: str | Path | None = None,
+    *,
+    machine: tuple[str, int] | None = None,
+    time_limit_s: float = TIME_LIMIT_S,
 ) -> tuple[RunRecord, ...]:
-    """Timed rows of this machine under ``runs_dir`` (None: the default), newest first.
+    """Timed rows of a machine under ``runs_dir`` (None: the default), newest first.
 
-    Of this machine is what has its CPU and as many cores of it; of which GPU a row is, it says
-    itself. Empty where there are none, or the folder cannot be read.
+    Of a machine is what has its CPU and as many cores of it, which ``machine`` tells; None is this
+    one. Of which GPU a row is, it says itself. Empty where there are none, or the folder cannot be
+    read.
     """
-    cpu, cores = cpu_name(), physical_cores()
+    cpu, cores = machine or (cpu_name(), physical_cores())
     folder = default_runs_dir() if runs_dir is None else expanded(runs_dir)
     deadline = time.monotonic() + time_limit_s
     taken: Counter[str] = Counter()

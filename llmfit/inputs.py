@@ -6,6 +6,7 @@ A record without these hashes could not tell whether a later run measures the sa
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,14 +26,30 @@ def hashed(plan: Plan) -> Plan:
     ModelLoadError for a file that cannot be read, and UsageError for a llama.cpp checkout without
     a converter.
     """
-    hashes = ArtifactCache(Path(plan.cache_dir) if plan.cache_dir else None).hashes
-    try:
+    with _read_errors():
+        return replace(hashed_inputs(plan), model=_hashed_model(plan, _hashes(plan)))
+
+
+def hashed_inputs(plan: Plan) -> Plan:
+    """``plan`` with the hashes of all that is read beside the model. Raises as ``hashed`` does."""
+    hashes = _hashes(plan)
+    with _read_errors():
         inputs = {str(path): hashes.everything(path) for path in _paths(plan)}
         if plan.llama_cpp_dir is not None:  # its converter is read, not its builds and history
             inputs[plan.llama_cpp_dir] = Checkout.at(plan.llama_cpp_dir).content_hash()
-        return replace(plan, model=_hashed_model(plan, hashes), inputs=inputs)
+    return replace(plan, inputs=inputs)
+
+
+@contextmanager
+def _read_errors() -> Iterator[None]:
+    try:
+        yield
     except OSError as exc:
         raise ModelLoadError(f"{exc.filename} cannot be read: {exc.strerror}.") from exc
+
+
+def _hashes(plan: Plan) -> FileHashes:
+    return ArtifactCache(Path(plan.cache_dir) if plan.cache_dir else None).hashes
 
 
 def _hashed_model(plan: Plan, hashes: FileHashes) -> ModelSpec:

@@ -21,12 +21,14 @@ from llmfit.models import resolve
 from llmfit.planning.advice.remedy import first_change
 from llmfit.planning.memory.context import max_context
 from llmfit.planning.memory.prediction import predict_memory
+from llmfit.planning.memory.split import SPLITS, predict_split
 from llmfit.planning.memory.weights import unpacked_expert_share
 from llmfit.planning.speed.calibration import measured_bandwidth
 from llmfit.planning.speed.hardware import assumed_gpu, find_gpu, note_on
 from llmfit.planning.speed.roofline import predict_speed
 from llmfit.records import (
     Device,
+    Environment,
     Hardware,
     KvCacheDtype,
     MemoryPrediction,
@@ -35,12 +37,17 @@ from llmfit.records import (
     Plan,
     PlanRow,
     RunRecord,
+    Split,
+    SplitPlan,
     Workload,
 )
 from llmfit.units import GB, format_bytes, format_percent
 
 CONTEXT_NEW_TOKENS = 128
 """Of a workload given as a context alone, the tokens that are generated; the prompt is the rest."""
+MOST_GPUS = 64
+"""GPUs that a model is planned over at most: those of the largest boards that share one memory's
+links (NVIDIA's NVL72 has 72)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +85,7 @@ def plan(
     gpu_gb: float | None = None,
     ram_gb: float | None = None,
     device: str | None = None,
+    gpus: int = 1,
     kv_cache_dtype: KvCacheDtype | None = None,
     runs_dir: str | None = None,
     command: str | None = None,
@@ -88,8 +96,10 @@ def plan(
     ``shorten`` cuts a workload beyond the model's context, by default only where none is given;
     ``context`` stands for a workload that fills so many tokens. ``gpu`` names a card of the table,
     ``gpu_gb`` and ``ram_gb`` are budgets in GB (10⁹ bytes); ``device`` of "cpu" plans without a
-    GPU. Own records under ``runs_dir`` calibrate the speeds. Raises UsageError or ModelNotFound.
+    GPU. With ``gpus`` above 1 each row is also planned over so many such GPUs, and over fewer.
+    Own records under ``runs_dir`` calibrate the speeds. Raises UsageError or ModelNotFound.
     """
+    check_gpus(gpus)
     spec = resolve(model, weights=False)
     chosen = chosen_backends(backends, spec)
     work, notes = (
@@ -98,18 +108,28 @@ def plan(
         else (fill_context(context, workload, spec), ())
     )
     machine = find_machine(gpu=gpu, gpu_gb=gpu_gb, ram_gb=ram_gb, device=device, runs_dir=runs_dir)
+    if gpus > 1 and machine.gpu is None:
+        raise UsageError(
+            f"{gpus} GPUs are to be planned for, and none is named or in this machine.",
+            hint='--gpu "RTX 4090" or --gpu-gb 24',
+        )
+    rows = (
+        predict_row(spec, name, work, machine, kv_cache_dtype=kv_cache_dtype) for name in chosen
+    )
     return ModelPlan(
         model=spec,
         parameters=spec.parameters,
         active_parameters=None if spec.shape is None else spec.shape.active_parameters,
         workload=work,
         gpu=machine.gpu,
+        gpus=gpus,
         cpu=machine.cpu,
         gpu_budget_bytes=machine.gpu_budget_bytes,
         ram_budget_bytes=machine.ram_budget_bytes,
         kv_cache_dtype=kv_cache_dtype,
         rows=tuple(
-            predict_row(spec, name, work, machine, kv_cache_dtype=kv_cache_dtype) for name in chosen
+            with_splits(row, spec, work, machine, gpus, kv_cache_dtype=kv_cache_dtype)
+            for row in rows
         ),
         notes=(*notes, *machine.notes, *(spec.shape.notes if spec.shape is not None else ())),
         command=command,
@@ -123,19 +143,25 @@ def find_machine(
     ram_gb: float | None = None,
     device: str | None = None,
     runs_dir: str | None = None,
+    site: tuple[Environment, Hardware | None, Hardware] | None = None,
 ) -> Machine:
-    """The hardware to plan for: the GPU that is named, else this machine's, else an assumed one.
+    """The hardware to plan for: the GPU that is named, else the one here, else an assumed one.
 
-    A card is assumed where only a size is given and no GPU is here. Raises UsageError.
+    A card is assumed where only a size is given and no GPU is here. Here is this machine, or that
+    of ``site``: its environment, GPU and CPU. Raises UsageError.
     """
     for option, size in (("gpu_gb", gpu_gb), ("ram_gb", ram_gb)):
         if size is not None and not size > 0:
             raise UsageError(f"{option} must be above 0, not {size:g}.")
     if device == "cpu" and (gpu is not None or gpu_gb is not None):
         raise UsageError("--device cpu plans without a GPU, so --gpu and --gpu-gb mean nothing.")
-    records = own_records(runs_dir)
-    cpu = measured_bandwidth(detect_cpu(), records)
-    card = None if device == "cpu" else _card(gpu, gpu_gb)
+    if site is None:
+        found, processor, records = detect_gpu(), detect_cpu(), own_records(runs_dir)
+    else:
+        environment, found, processor = site
+        records = own_records(runs_dir, machine=(environment.cpu, environment.cpu_cores))
+    cpu = measured_bandwidth(processor, records)
+    card = None if device == "cpu" else _card(gpu, gpu_gb, found)
     if device == "cuda" and card is None:
         raise UsageError(
             "no GPU is named and none is in this machine.", hint='--gpu "RTX 4060" or --gpu-gb 8'
@@ -199,6 +225,90 @@ def predict_row(
     )
 
 
+def check_gpus(gpus: int) -> None:
+    """Raise UsageError for a number of GPUs that cannot be meant."""
+    if not 1 <= gpus <= MOST_GPUS:
+        raise UsageError(
+            f"a model is spread over 1 to {MOST_GPUS} GPUs, not {gpus}.", hint="--gpus 2"
+        )
+
+
+def with_splits(
+    row: PlanRow,
+    spec: ModelSpec,
+    workload: Workload,
+    machine: Machine,
+    gpus: int,
+    *,
+    kv_cache_dtype: KvCacheDtype | None = None,
+) -> PlanRow:
+    """``row`` with what each of ``gpus`` GPUs would hold, by both ways to split; unchanged for one.
+    """
+    if gpus == 1:
+        return row
+    splits = tuple(
+        _split(row, spec, workload, machine, gpus, split, kv_cache_dtype) for split in SPLITS
+    )
+    return replace(row, splits=splits)
+
+
+def _split(
+    row: PlanRow,
+    spec: ModelSpec,
+    workload: Workload,
+    machine: Machine,
+    gpus: int,
+    split: Split,
+    kv_cache_dtype: KvCacheDtype | None,
+) -> SplitPlan:
+    def why_not(count: int) -> str | None:
+        asked = Plan(
+            backend=row.backend, model=spec, device=row.device, workload=workload,
+            kv_cache_dtype=kv_cache_dtype, gpus=count, split=split,
+        )  # fmt: skip
+        return get_backend(row.backend).why_not_split(asked)
+
+    def per_gpu(count: int) -> tuple[MemoryPrediction, ...]:
+        found = predict_split(
+            spec, row.backend, workload, count, split,
+            budget_bytes=budget, kv_cache_dtype=kv_cache_dtype, gpu=machine.gpu,
+        )  # fmt: skip
+        return found or ()
+
+    budget = machine.gpu_budget_bytes
+    fewest = None
+    if row.device == "cuda" and budget is not None and row.memory is not None:
+        # Fewer than these do not even hold the weights.
+        least = min(gpus + 1, max(1, row.memory.weights_bytes // budget))
+        fewest = next(
+            (
+                count
+                for count in range(least, gpus + 1)
+                if why_not(count) is None and _fullest(per_gpu(count)) <= budget
+            ),
+            None,
+        )
+    reason = why_not(gpus)
+    if reason is not None:
+        return SplitPlan(split=split, gpus=gpus, fits=False, fewest_gpus=fewest, reason=reason)
+    memory = per_gpu(gpus)
+    if not memory:
+        return SplitPlan(split=split, gpus=gpus, reason=_why_unknown(spec, row.backend))
+    return SplitPlan(
+        split=split,
+        gpus=gpus,
+        per_gpu=memory,
+        fullest_bytes=_fullest(memory),
+        fits=None if budget is None else _fullest(memory) <= budget,
+        fewest_gpus=fewest,
+    )
+
+
+def _fullest(per_gpu: Sequence[MemoryPrediction]) -> int:
+    """The largest total of all GPUs."""
+    return max(memory.total_bytes for memory in per_gpu)
+
+
 def _row_notes(spec: ModelSpec, backend: str, workload: Workload, place: Device) -> tuple[str, ...]:
     """What a reader of a row's prediction has to know."""
     notes = []
@@ -235,10 +345,10 @@ def fill_context(context: int, workload: Workload | None, spec: ModelSpec) -> Wo
     return replace(workload or Workload(), prompt_tokens=context - new, new_tokens=new)
 
 
-def _card(gpu: str | None, gpu_gb: float | None) -> Hardware | None:
+def _card(gpu: str | None, gpu_gb: float | None, found: Hardware | None) -> Hardware | None:
     if gpu is not None:
         return find_gpu(gpu)
-    return detect_gpu() or (assumed_gpu(gpu_gb) if gpu_gb is not None else None)
+    return found or (assumed_gpu(gpu_gb) if gpu_gb is not None else None)
 
 
 def _budget(asked_gb: float | None, hardware: Hardware | None) -> int | None:

@@ -26,6 +26,9 @@ Source = Literal["embedded", "local", "hub", "catalogue"]
 Weights = Literal["real", "synthetic"]
 PplProtocol = Literal["window", "llama.cpp"]
 KvCacheDtype = Literal["q8_0", "q4_0"]
+Split = Literal["balanced", "tensor"]
+"""A model over several GPUs: whole layers on each, by accelerate's balanced device map; or a part
+of every matrix on each, by transformers' plan for tensor parallelism."""
 
 
 # ---------------------------------------------------------------- what is asked
@@ -154,6 +157,26 @@ class Hardware:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SplitPlan:
+    """What is predicted of one format over several equal GPUs, in one of the two ways."""
+
+    split: Split
+    gpus: int
+    per_gpu: tuple[MemoryPrediction, ...] = ()
+    """Peak memory of each GPU, in their order; empty where that cannot be or is not known."""
+    fullest_bytes: int | None = None
+    """The largest total of them; None where ``per_gpu`` is empty."""
+    fits: bool | None = None
+    """Whether the fullest GPU's budget holds it; False where the format cannot be split so, None
+    where that or the budget is not known."""
+    fewest_gpus: int | None = None
+    """The fewest GPUs from 1 to ``gpus`` that hold it; None where none of these numbers does, or
+    that is not known."""
+    reason: str | None = None
+    """Why it cannot be split so, or is not known."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PlanRow:
     """What is predicted of one format, nothing loaded."""
 
@@ -172,6 +195,9 @@ class PlanRow:
     reason: str | None = None
     """Why it does not fit or is not known, with the first thing to change."""
     notes: tuple[str, ...] = ()
+    splits: tuple[SplitPlan, ...] = ()
+    """Over ``ModelPlan.gpus`` GPUs, one a way to split; empty for a plan of one GPU. The fields
+    above are always of one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,6 +211,8 @@ class ModelPlan:
     workload: Workload
     gpu: Hardware | None
     """None: no GPU, every row is planned on the CPU."""
+    gpus: int = 1
+    """Number of such GPUs; each has the budget."""
     cpu: Hardware
     gpu_budget_bytes: int | None
     ram_budget_bytes: int | None
@@ -238,6 +266,11 @@ class Plan:
     """Logits of the reference row: written by that row, read by all others for the divergence."""
     llama_cpp_dir: str | None = None
     """A llama.cpp checkout whose converter then makes the GGUF, for every architecture."""
+    gpus: int = 1
+    """GPUs that the model is spread over, the first ones that are visible; on a CPU, processes that
+    share it by tensor parallelism. The budget is of each, and ``predicted`` of the fullest."""
+    split: Split = "balanced"
+    """How it is spread where ``gpus`` is above 1."""
     profile: bool = False
     """Profile some decode steps after they were timed."""
     command: str | None = None
@@ -281,7 +314,8 @@ class Memory:
     predicted_bytes: int | None = None
     predicted: MemoryPrediction | None = None
     peak_bytes: int | None = None
-    """GPU: peak allocated. CPU: peak resident set less the idle worker's."""
+    """GPU: peak allocated by torch, or, of an engine that takes its memory itself, what the driver
+    gave beyond torch's context. CPU: peak resident set less the idle worker's."""
     error_pct: float | None = None
     """100 × (predicted − peak) ÷ peak."""
     peak_ram_bytes: int | None = None
@@ -294,6 +328,9 @@ class Memory:
     """GPU: peak reserved by the allocator."""
     driver_peak_bytes: int | None = None
     """GPU: what the driver gave to this process, where it tells."""
+    per_gpu_peak_bytes: tuple[int, ...] = ()
+    """Over several GPUs ``peak_bytes`` of each, in their order; ``peak_bytes`` is the largest. Of
+    processes that share a CPU, each one's. Empty for a row on one device."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -536,6 +573,10 @@ class Environment:
     """Read bandwidth of the RAM by all cores, bytes per second, measured just before the rows."""
     gpu_bandwidth: float | None = None
     """Likewise of the GPU's memory."""
+    kind: str | None = None
+    """Of a fleet's node: its GPU by the fleet's name, such as H100, or cpu; None outside one."""
+    node: str | None = None
+    """The fleet's node; None outside one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

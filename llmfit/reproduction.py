@@ -13,6 +13,8 @@ from pathlib import Path
 from llmfit.backends.registry import get_backend
 from llmfit.comparison import DEFAULT_TIME_LIMIT_S
 from llmfit.errors import UsageError
+from llmfit.executors.base import Limits
+from llmfit.executors.local import Local
 from llmfit.inputs import changed
 from llmfit.job import Observer, run_plans
 from llmfit.keeping import Keeping
@@ -22,7 +24,6 @@ from llmfit.planning.comparing.agreement import Reproduction, agreement
 from llmfit.planning.comparing.comparable import difference_in
 from llmfit.planning.memory.prediction import predict_memory
 from llmfit.records import Comparison, Environment, Plan, RunRecord, read_record
-from llmfit.runner.isolate import fork_server, probe_environment
 from llmfit.store.place import check_reachable
 
 
@@ -56,17 +57,15 @@ def reproduce(
     plans = [_plan(row, recorded.name) for row in rows]
     _check_trust(plans, recorded.name, allow_pickle, trust_remote_code)
     _check_inputs(plans, recorded.name)
-    with fork_server(plans[0]) as server:
-        machine = probe_environment(bandwidth=True, server=server)
-        _check_machine(rows, machine, recorded.name)
+    with Local().open(plans[0], device=None, measure=True) as site:
+        _check_machine(rows, site.environment, recorded.name)
         comparison = run_plans(
             _with_reference(plans, rows, recorded.folder),
-            machine,
+            site,
             keeping=keeping,
-            time_limit_s=time_limit_s,
+            limits=Limits(row_s=time_limit_s),
             observer=observer,
             command=command,
-            server=server,
         )
     again = {row.backend: row for row in comparison.rows}
     judged = tuple(agreement(row, again[row.backend]) for row in rows)

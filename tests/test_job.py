@@ -11,11 +11,12 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from llmfit.backends.registry import get_backend
 from llmfit.comparison import compare
-from llmfit.job import _too_large, nothing_fits
+from llmfit.job import nothing_fits
 from llmfit.keeping import Keeping
 from llmfit.models import data_path, resolve
 from llmfit.planning.memory.prediction import predict_memory
 from llmfit.records import Environment, ModelSpec, Plan, RunRecord, Status, Workload
+from llmfit.row import _too_large
 from llmfit.testing import make_record
 
 QUICK = Workload(prompt_tokens=16, new_tokens=12, repeats=2)

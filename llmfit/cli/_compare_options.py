@@ -52,6 +52,31 @@ def add_machine(parser: argparse.ArgumentParser) -> None:
     _args.add_time_limit(group, "row")
 
 
+def add_fleet(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("fleet")
+    group.add_argument(
+        "--executor",
+        choices=("local", "ray"),
+        default="local",
+        help="where rows run: one after the other on this machine, or as tasks of Ray on the nodes "
+        "of a cluster (default: %(default)s)",
+    )
+    group.add_argument(
+        "--ray-address",
+        type=_args.word,
+        metavar="HOST:PORT",
+        help="the cluster's head, or auto for the one that this machine is in (default: "
+        "RAY_ADDRESS, else a Ray of its own on this machine)",
+    )
+    group.add_argument(
+        "--gpu-kind",
+        type=_args.word,
+        metavar="KIND",
+        help="nodes to run on: a GPU's name in Ray, such as H100, or cpu (default: the only kind "
+        "that there is)",
+    )
+
+
 def add_quality(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("quality")
     group.add_argument(

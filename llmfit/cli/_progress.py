@@ -37,17 +37,23 @@ class Silent(Observer):
 class Lines(Silent):
     """A line when a row begins and a line when it is done, without control codes."""
 
+    def __init__(self) -> None:
+        self._titles: dict[str, str] = {}
+        """Of the rows that run, by backend."""
+
     def row_started(self, backend: str, label: str, index: int, total: int) -> None:
         """See ``Observer``."""
-        say(f"[{index + 1}/{total}] {plain(label)} …")
+        self._titles[backend] = f"[{index + 1}/{total}] {plain(label)}"
+        say(f"{self._titles[backend]} …")
 
     def row_done(self, record: RunRecord) -> None:
-        """See ``Observer``."""
-        say(f"      {summary(record)}")
+        """See ``Observer``. Where others run too, the line says of which row it is."""
+        title = self._titles.pop(record.backend, plain(record.label))
+        say(f"{title}: {summary(record)}" if self._titles else f"      {summary(record)}")
 
 
 class Bars(Silent):
-    """A bar for the row that runs, with its stage; finished rows stay as lines above it."""
+    """A bar for each row that runs, with its stage; finished rows stay as lines above them."""
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -61,8 +67,8 @@ class Bars(Silent):
             console=Console(stderr=True, markup=False, highlight=False, emoji=False),
             transient=True,
         )
-        self._task: TaskID | None = None
-        self._title = ""
+        self._running: dict[str, tuple[TaskID, str]] = {}
+        """Bar and title of the rows that run, by backend."""
 
     def __enter__(self) -> Bars:
         self._progress.start()
@@ -77,16 +83,18 @@ class Bars(Silent):
         self._progress.stop()
 
     def row_started(self, backend: str, label: str, index: int, total: int) -> None:
-        """See ``Observer``."""
-        self._title = f"[{index + 1}/{total}] {plain(label)}" if total > 1 else plain(label)
-        self._task = self._progress.add_task(self._title, total=None, count="")
+        """See ``Observer``. A row that is tried again begins anew."""
+        self._ended(backend)
+        title = f"[{index + 1}/{total}] {plain(label)}" if total > 1 else plain(label)
+        self._running[backend] = (self._progress.add_task(title, total=None, count=""), title)
 
     def progress(self, backend: str, stage: str, done: int, total: int) -> None:
         """See ``Observer``."""
-        if self._task is not None:
+        if backend in self._running:
+            task, title = self._running[backend]
             self._progress.update(
-                self._task,
-                description=f"{self._title}: {plain(stage)}",
+                task,
+                description=f"{title}: {plain(stage)}",
                 completed=done,
                 total=total or None,
                 count=f"{done}/{total}" if total else "",
@@ -94,10 +102,16 @@ class Bars(Silent):
 
     def row_done(self, record: RunRecord) -> None:
         """See ``Observer``."""
-        if self._task is not None:
-            self._progress.remove_task(self._task)
-            self._task = None
-        self._progress.console.print(f"{self._title}: {summary(record)}")
+        title = self._ended(record.backend) or plain(record.label)
+        self._progress.console.print(f"{title}: {summary(record)}")
+
+    def _ended(self, backend: str) -> str | None:
+        """Take the row's bar away; its title, or None where it has none."""
+        if backend not in self._running:
+            return None
+        task, title = self._running.pop(backend)
+        self._progress.remove_task(task)
+        return title
 
 
 def observer(*, quiet: bool) -> Silent:

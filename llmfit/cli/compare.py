@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from llmfit.cli import _args, _compare_options
@@ -14,6 +16,7 @@ from llmfit.planning.verdict.constraints import Constraints
 from llmfit.report import Format, render
 
 if TYPE_CHECKING:
+    from llmfit.executors.base import Executor
     from llmfit.records import Comparison, EvaluationSettings, Workload
 
 _DESCRIPTION = """\
@@ -31,6 +34,7 @@ examples:
   llmfit compare ./my-model --tasks hellaswag,arc_easy,wikitext
   llmfit compare meta-llama/Llama-3.1-8B --weights synthetic --backends nf4,gguf
   llmfit compare --reference rtx3090-llama-3.1-8b
+  llmfit compare ./my-model --executor ray --ray-address auto --gpu-kind H100
   llmfit compare ./my-model --ppl-protocol llama.cpp --text-file wiki.test.raw
   llmfit compare --format json --out result.json
 
@@ -68,6 +72,7 @@ def add_parser(verbs: _args.Subparsers[_args.Parser]) -> None:
     _args.add_backends(parser)
     _compare_options.add_workload(parser)
     _compare_options.add_machine(parser)
+    _compare_options.add_fleet(parser)
     _compare_options.add_quality(parser)
     _compare_options.add_artifacts(parser)
     _compare_options.add_verdict(parser)
@@ -85,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
     from llmfit.job import NOT_FINISHED, ComparisonInterrupted
 
     try:
-        with observer(quiet=args.quiet) as watching:
+        with _executor(args) as executor, observer(quiet=args.quiet) as watching:
             comparison = compare(
                 args.model,
                 backends=args.backends,
@@ -112,6 +117,7 @@ def run(args: argparse.Namespace) -> int:
                 profile=args.profile,
                 allow_pickle=args.allow_pickle,
                 trust_remote_code=args.trust_remote_code,
+                executor=executor,
             )
     except ComparisonInterrupted as exc:
         _publish(exc.comparison, args)
@@ -127,6 +133,23 @@ def run(args: argparse.Namespace) -> int:
     if comparison.store_error is not None:
         return 1
     return 0 if any(row.status == "ok" or row.predicted_only for row in comparison.rows) else 1
+
+
+@contextmanager
+def _executor(args: argparse.Namespace) -> Iterator[Executor | None]:
+    """Where rows run; None is this machine. Raises UsageError."""
+    if args.executor == "local":
+        for name in ("ray_address", "gpu_kind"):
+            if getattr(args, name) is not None:
+                raise UsageError(
+                    f"{_flag(name)} means nothing without --executor ray.", hint="--executor ray"
+                )
+        yield None
+        return
+    from llmfit.executors.ray_cluster import Fleet, RayCluster
+
+    with RayCluster(args.ray_address) as cluster:
+        yield Fleet(cluster, args.gpu_kind)
 
 
 def _anew(command: str) -> str:

@@ -1,7 +1,7 @@
 """Joules that a GPU or a CPU took over a stretch of work, from the counters that it has.
 
 GPU: NVML's energy counter (Volta on), else its power, sampled at a stated rate
-CPU: RAPL, by zeus (pip install "llmfit[energy]"), where the system lets us read it
+CPU: RAPL's counters, where the system lets us read them
 otherwise None
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
@@ -148,41 +149,51 @@ def integrated(samples: list[tuple[float, float]]) -> float:
 # ---------------------------------------------------------------- CPU
 
 
-_RAPL = (Path("/sys/class/powercap/intel-rapl"), Path("/zeus_sys/class/powercap/intel-rapl"))
-"""Where zeus looks, the second in its containers. AMD's counters bear Intel's name too."""
+_RAPL = Path("/sys/class/powercap")
+"""Where the kernel has the counters' zones; AMD's bear Intel's name too. Source: Linux,
+Documentation/power/powercap/powercap.rst."""
 
 
 def _cpu_meter() -> EnergyMeter | None:
-    if not any(folder.exists() for folder in _RAPL):
-        return None  # zeus need not be imported for that
+    packages = [
+        zone for zone in _RAPL.glob("intel-rapl:*") if _zone_name(zone).startswith("package")
+    ]
+    memories = [zone for zone in _RAPL.glob("intel-rapl:*:*") if _zone_name(zone) == "dram"]
+    zones = [*packages, *(zone for zone in memories if zone not in packages)]
     try:
-        from zeus.device.cpu import get_cpus
-        from zeus.device.exception import ZeusBaseCPUError
-    except ImportError:
-        return None
+        return _Rapl(zones) if packages else None
+    except (OSError, ValueError):
+        return None  # only root may read them, or they are no numbers
+
+
+def _zone_name(zone: Path) -> str:
     try:
-        cpus = get_cpus()
-    except (ZeusBaseCPUError, PermissionError):
-        return None  # no RAPL, or only root may read it
-    return _Rapl(cpus) if len(cpus) else None
+        return (zone / "name").read_text().strip()
+    except OSError:
+        return ""
 
 
 class _Rapl(EnergyMeter):
-    """RAPL's counters of all CPU packages, with their DRAM where that is counted."""
+    """RAPL's counters of all CPU packages, with their DRAM where that is counted.
+
+    A counter of microjoules starts anew at its largest value, which a package at 150 W reaches in
+    half an hour: a stretch may pass that once.
+    """
 
     source = "RAPL, all CPU packages of the machine"
 
-    def __init__(self, cpus: Any) -> None:
+    def __init__(self, zones: Sequence[Path]) -> None:
         super().__init__("cpu")
-        self._cpus = cpus
-        self._start_mj = self._read()
+        self._zones = zones
+        self._ranges = [int((zone / "max_energy_range_uj").read_text()) for zone in zones]
+        self._start_uj = self._read()
 
-    def _read(self) -> float:
-        found = [self._cpus.get_total_energy_consumption(i) for i in range(len(self._cpus))]
-        return sum(one.cpu_mj + (one.dram_mj or 0) for one in found)
+    def _read(self) -> list[int]:
+        return [int((zone / "energy_uj").read_text()) for zone in self._zones]
 
     def _begin(self) -> None:
-        self._start_mj = self._read()
+        self._start_uj = self._read()
 
     def _end(self) -> float:
-        return (self._read() - self._start_mj) / 1000
+        moved = zip(self._start_uj, self._read(), self._ranges, strict=True)
+        return sum((after - before) % (most + 1) for before, after, most in moved) / 1e6

@@ -22,9 +22,11 @@ from typing import TYPE_CHECKING
 
 from llmfit.comparison import compare
 from llmfit.errors import LlmfitError, StoreError, UsageError
+from llmfit.executors.base import OUT_OF_TIME, Executor
+from llmfit.executors.local import Local
 from llmfit.files import expanded
 from llmfit.history import default_runs_dir
-from llmfit.job import OUT_OF_TIME, Observer
+from llmfit.job import Observer
 from llmfit.keeping import Keeping
 from llmfit.nightly.baseline import check_baseline, find_regressions
 from llmfit.nightly.config import EMBEDDED, Cell, NightlyConfig
@@ -76,7 +78,7 @@ def run_night(
                 if run.cell is not None
             },
             store=store,
-            servers=servers,
+            executor=Local(servers),
             runs_dir=runs_dir,
             cache_dir=cache_dir,
             deadline=None
@@ -162,7 +164,7 @@ class _Night:
     begun: Mapping[str, str]
     """Of a night that goes on: the newest run of each cell by its name."""
     store: Store
-    servers: ForkServers
+    executor: Executor
     runs_dir: str | None
     cache_dir: str | None
     deadline: float | None
@@ -234,7 +236,7 @@ class _Night:
             objective=asked.objective,
             allow_pickle=asked.allow_pickle,
             trust_remote_code=asked.trust_remote_code,
-            servers=self.servers,
+            executor=self.executor,
         )
 
 

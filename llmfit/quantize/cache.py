@@ -26,6 +26,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -105,20 +106,63 @@ class ArtifactCache:
         waits. Raises StoreError when the cache cannot be written, ModelNotFound for a
         ``model_path`` without a model.
         """
+        with _store_errors(self.root):
+            key = self._key(kind, model_path, settings)
+
+            def fill(folder: Path) -> float:
+                seconds = _seconds(make, folder)
+                _write_manifest(folder, kind, _model_name(model_path), settings, seconds)
+                return seconds
+
+            return self._whole(key, fill)
+
+    def carried(self, kind: str, digest: str, name: str, fill: Callable[[Path], None]) -> Artifact:
+        """Files from elsewhere that are known by their content's hash; ``fill`` brings them.
+
+        ``digest`` has 32 hexadecimal digits or more, ``name`` is for people. Raises as
+        ``get_or_make`` does.
+        """
+
+        def bring(folder: Path) -> float:
+            seconds = _seconds(fill, folder)
+            _write_manifest(folder, kind, name, {}, seconds)
+            return seconds
+
+        with _store_errors(self.root):
+            return self._whole(f"{kind}-{digest[:32]}", bring)
+
+    def adopt(self, key: str, fill: Callable[[Path], None]) -> Artifact:
+        """The artifact ``key`` of another cache; ``fill`` brings its files, with the manifest.
+
+        Raises as ``get_or_make`` does, and StoreError where what came is not whole.
+        """
+        with _store_errors(self.root):
+            return self._whole(key, partial(_seconds, fill))
+
+    def key_of(self, artifact: Path) -> str | None:
+        """The key of a file or folder of an artifact of this cache; None for one from elsewhere."""
+        if not artifact.is_relative_to(self.root) or artifact == self.root:
+            return None
+        key = artifact.relative_to(self.root).parts[0]
+        return key if _KEY.fullmatch(key) else None
+
+    def _whole(self, key: str, fill: Callable[[Path], float]) -> Artifact:
+        """The artifact ``key``, whole: as it is kept, or filled where it is missing or damaged.
+
+        ``fill`` returns the seconds that count as making it.
+        """
         started = time.perf_counter()
         made_s: float | None = None
         notes: tuple[str, ...] = ()
-        with _store_errors(self.root):
-            key = self._key(kind, model_path, settings)
-            folder = self.root / key
-            if _damage(folder, read_over=True) is not None:
-                self._prepare_root()
-                self.sweep()
-                with self._lock(key):
-                    damage = _damage(folder, read_over=True)
-                    if damage is not None:
-                        notes = _damage_note(folder, damage)
-                        made_s = self._make(key, kind, model_path, settings, make)
+        folder = self.root / key
+        if _damage(folder, read_over=True) is not None:
+            self._prepare_root()
+            self.sweep()
+            with self._lock(key):
+                damage = _damage(folder, read_over=True)
+                if damage is not None:
+                    notes = _damage_note(folder, damage)
+                    made_s = self._fill(key, fill)
         check_s = time.perf_counter() - started - (made_s or 0.0)
         return Artifact(path=folder, make_s=made_s, check_s=check_s, notes=notes)
 
@@ -198,37 +242,22 @@ class ArtifactCache:
         text = json.dumps(identity, sort_keys=True)
         return f"{kind}-{hashlib.blake2b(text.encode(), digest_size=16).hexdigest()}"
 
-    def _make(
-        self,
-        key: str,
-        kind: str,
-        model_path: Path,
-        settings: Mapping[str, Setting],
-        make: Callable[[Path], None],
-    ) -> float:
+    def _fill(self, key: str, fill: Callable[[Path], float]) -> float:
+        """Have ``fill`` fill the artifact's folder, which appears under its name when it is whole.
+
+        Returns what ``fill`` does.
+        """
         # The inner one is what stays, with the user's own permissions: a cache may be shared.
         private = self.root / f"{_MAKING}{key}-{uuid.uuid4().hex}"
         private.mkdir(mode=_PRIVATE)
         temporary = private / key
         temporary.mkdir()
         try:
-            start = time.perf_counter()
             with _full_disk_told(temporary):
-                make(temporary)
-            seconds = time.perf_counter() - start
-            manifest = {
-                "format": MANIFEST_VERSION,
-                "kind": kind,
-                "model": _model_name(model_path),
-                "settings": dict(settings),
-                "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
-                "seconds": seconds,
-                "files": {
-                    name: {"bytes": size, "hash": pieces_hash(temporary / name)}
-                    for name, size in _sizes(temporary).items()
-                },
-            }
-            write_atomically(temporary / _MANIFEST, json.dumps(manifest, indent=2))
+                seconds = fill(temporary)
+            damage = _damage(temporary)
+            if damage is not None:
+                raise StoreError(f"the artifact {key} did not come whole: {damage}.")
             _flush(temporary)
             folder = self.root / key
             if folder.exists():  # damaged: a rename replaces only an empty folder
@@ -307,6 +336,32 @@ _FULL_BELOW_BYTES = 2**20
 """Free on a disk that a failed write of a tensor has filled: less than the piece it lacked."""
 # Of a write that fails half-way the system names no file.
 _FULL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO))
+
+
+def _seconds(make: Callable[[Path], None], folder: Path) -> float:
+    """How long ``make`` takes to fill the folder."""
+    started = time.perf_counter()
+    make(folder)
+    return time.perf_counter() - started
+
+
+def _write_manifest(
+    folder: Path, kind: str, model: str, settings: Mapping[str, Setting], seconds: float
+) -> None:
+    """Say in an artifact's folder what is in it, with sizes and checksums."""
+    manifest = {
+        "format": MANIFEST_VERSION,
+        "kind": kind,
+        "model": model,
+        "settings": dict(settings),
+        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": seconds,
+        "files": {
+            name: {"bytes": size, "hash": pieces_hash(folder / name)}
+            for name, size in _sizes(folder).items()
+        },
+    }
+    write_atomically(folder / _MANIFEST, json.dumps(manifest, indent=2))
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:

@@ -91,35 +91,50 @@ def test_a_machine_without_counters_has_no_meter(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """No RAPL, no NVML, or MPS: null."""
-    monkeypatch.setattr(energy, "_RAPL", (tmp_path / "absent",))
+    monkeypatch.setattr(energy, "_RAPL", tmp_path / "absent")
     monkeypatch.setattr(energy, "nvml_device", lambda: None)
     assert energy_meter("cpu") is energy_meter("cuda") is energy_meter("mps") is None
 
 
-@pytest.mark.slow
-def test_rapl_is_read_by_zeus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Microjoules of a package and of its memory, in the kernel's own layout of files."""
-    rapl = pytest.importorskip("zeus.device.cpu.rapl", reason="zeus is not installed")
-    from zeus.device import cpu
+def zone(place: Path, name: str, microjoules: int) -> Path:
+    """A zone of the kernel's, of which the counter's file is returned."""
+    place.mkdir()
+    (place / "name").write_text(f"{name}\n")
+    (place / "max_energy_range_uj").write_text("262143328850\n")
+    (place / "energy_uj").write_text(f"{microjoules}\n")
+    return place / "energy_uj"
 
-    zone = tmp_path / "intel-rapl:0"
-    counters = []
-    for folder, name in ((zone, "package-0"), (zone / "intel-rapl:0:0", "dram")):
-        folder.mkdir()
-        (folder / "name").write_text(name)
-        (folder / "max_energy_range_uj").write_text("262143328850")
-        counters.append(folder / "energy_uj")
-        counters[-1].write_text("1000000")
-    monkeypatch.setattr(rapl, "RAPL_DIR", str(tmp_path))
-    monkeypatch.setattr(energy, "_RAPL", (tmp_path,))
-    monkeypatch.setattr(cpu, "_cpus", None)
-    rapl.rapl_is_available.cache_clear()
+
+def test_rapl_counts_packages_and_their_memory(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """In the kernel's own layout of files; a core is part of its package, and counted once."""
+    package = zone(tmp_path / "intel-rapl:0", "package-0", 1_000_000)
+    memory = zone(tmp_path / "intel-rapl:0:1", "dram", 1_000_000)
+    core = zone(tmp_path / "intel-rapl:0:0", "core", 1_000_000)
+    platform = zone(tmp_path / "intel-rapl:1", "psys", 1_000_000)
+    monkeypatch.setattr(energy, "_RAPL", tmp_path)
     meter = energy_meter("cpu")
     assert meter is not None
     meter.start()
-    counters[0].write_text("4000000")
-    counters[1].write_text("1500000")
+    for counter, reads in ((package, 4_000_000), (memory, 1_500_000), (core, 9), (platform, 9)):
+        counter.write_text(f"{reads}\n")
     meter.stop()
-    rapl.rapl_is_available.cache_clear()
     assert meter.joules == pytest.approx(3.5)
     assert "RAPL" in meter.source
+
+
+def test_a_rapl_counter_that_starts_anew_goes_on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """2 J before its largest value and 1 J after it are 3 J; one that is no number is no meter."""
+    package = zone(tmp_path / "intel-rapl:0", "package-0", 262143328850 - 2_000_000)
+    monkeypatch.setattr(energy, "_RAPL", tmp_path)
+    meter = energy_meter("cpu")
+    assert meter is not None
+    meter.start()
+    package.write_text("999999\n")
+    meter.stop()
+    assert meter.joules == pytest.approx(3.0)
+    package.write_text("none\n")
+    assert energy_meter("cpu") is None

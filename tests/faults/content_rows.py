@@ -6,6 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from llmfit.executors.base import Limits
+from llmfit.executors.local import LocalSite
 from llmfit.job import Observer, run_plans
 from llmfit.keeping import Keeping
 from llmfit.models import resolve
@@ -38,10 +40,9 @@ def compared(
     )
     return run_plans(
         [replace(plan, backend=backend, **changes) for backend in backends],
-        _MACHINE,
+        LocalSite(_MACHINE, server),
         keeping=Keeping(runs_dir=str(place / "runs"), store=str(place / "store.db")),
+        limits=Limits(row_s=300),
         observer=observer,
         last_resort=False,
-        time_limit_s=300,
-        server=server,
     )

@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from llmfit.errors import LlmfitError
+from llmfit.executors.base import Limits
+from llmfit.executors.local import LocalSite
 from llmfit.job import Observer, run_plans
 from llmfit.keeping import Keeping
 from llmfit.models import resolve
@@ -106,12 +108,11 @@ def run(
     base = replace(_base(os.environ["DISK_MODEL"]), cache_dir=str(artifacts), evaluation=evaluation)
     return run_plans(
         [replace(base, backend=backend) for backend in backends],
-        _machine(),
+        LocalSite(_machine(), _server()),
         keeping=Keeping(runs_dir=str(runs), store=str(store), machine="test"),
+        limits=Limits(row_s=300),
         observer=observer,
         last_resort=False,
-        server=_server(),
-        time_limit_s=300,
     )
 
 

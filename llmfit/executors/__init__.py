@@ -1,0 +1,1 @@
+"""Where the rows of a comparison run: on this machine, one after the other, or on a fleet."""
