@@ -27,9 +27,10 @@ from llmfit.keeping import Keeping
 from llmfit.measure import settle_workload
 from llmfit.models import resolve, why_no_weights
 from llmfit.network import is_offline
-from llmfit.planner import Machine, find_machine, predict_row
+from llmfit.planner import Machine, check_gpus, find_machine, predict_row
 from llmfit.planning.comparing.differences import REFERENCE
-from llmfit.planning.memory.prediction import predict_memory
+from llmfit.planning.memory.kv_cache import is_llama_cpp
+from llmfit.planning.memory.split import predict_plan
 from llmfit.planning.speed.calibration import with_bandwidth
 from llmfit.planning.speed.roofline import predict_speed
 from llmfit.planning.verdict.constraints import Constraints, Objective
@@ -44,6 +45,7 @@ from llmfit.records import (
     ModelSpec,
     Plan,
     RunRecord,
+    Split,
     Weights,
     Workload,
 )
@@ -71,6 +73,8 @@ def compare(
     ram_gb: float | None = None,
     weights: Weights = "real",
     device: str | None = None,
+    gpus: int = 1,
+    split: Split = "balanced",
     threads: int | None = None,
     seed: int = 0,
     cache_dir: str | None = None,
@@ -93,7 +97,9 @@ def compare(
 
     ``model`` is a folder, a hub id, a name of the catalogue, or None for the embedded model;
     ``evaluation`` of None leaves quality out; ``checkpoints`` maps backend ids to ready artifacts;
-    ``gpu_gb`` and ``ram_gb`` are memory budgets in GB (10⁹ bytes). ``weights`` of "synthetic" makes
+    ``gpu_gb`` and ``ram_gb`` are memory budgets in GB (10⁹ bytes), the former of each GPU. With
+    ``gpus`` above 1 a model is spread over so many: ``split`` of "balanced" puts layers on each,
+    "tensor" a part of every matrix. ``weights`` of "synthetic" makes
     random ones, so that memory and speed can be measured of a model that is not here. Where the
     real ones cannot be had, the rows are predicted and not run. ``shorten`` cuts a workload beyond
     the model's context to fit it, with a note, where it would be refused otherwise; by default
@@ -111,6 +117,7 @@ def compare(
     started = time.monotonic()
     check_reachable(keeping.store)
     _check_device(device)
+    check_gpus(gpus)
     if backends is not None:
         check_backends(backends)
     if evaluation is not None:
@@ -133,6 +140,8 @@ def compare(
         workload=work,
         evaluation=evaluation,
         calibration_file=_absolute(calibration_file),
+        gpus=gpus,
+        split=split,
         budget_bytes=None if gpu_gb is None else int(gpu_gb * GB),
         ram_budget_bytes=None if ram_gb is None else int(ram_gb * GB),
         weights=weights,
@@ -152,7 +161,7 @@ def compare(
     place = executor or Local()
     keeping = replace(keeping, machine=place.machine_name(keeping.machine or machine_name()))
     with place.open(asked, device=device, measure=absent is None) as site:
-        base = replace(asked, device=_device(device, site.environment))
+        base = replace(asked, device=_device(device, site.environment, gpus))
         plans = [_plan(base, backend, ready.get(split_id(backend)[0])) for backend in chosen]
         machine = _machine(site, gpu_gb, ram_gb, device, keeping.runs_dir)
         judge = _judge(constraints or Constraints(), objective, base)
@@ -202,7 +211,7 @@ def _check_artifacts(
             )
     if llama_cpp_dir is not None:
         Checkout.at(llama_cpp_dir)
-        if "gguf" not in rows:
+        if not any(is_llama_cpp(row) for row in rows):
             raise UsageError(
                 "a llama.cpp checkout is given, and no row is gguf.", hint="--backends gguf"
             )
@@ -233,7 +242,14 @@ def _check_device(asked: str | None) -> None:
         raise UsageError(f"unknown device {asked!r}; known are auto, cpu, cuda.")
 
 
-def _device(asked: str | None, machine: Environment) -> Device:
+def _device(asked: str | None, machine: Environment, gpus: int) -> Device:
+    """Where PyTorch rows run. Raises UsageError where that, or so many GPUs, is not there."""
+    has = 0 if asked == "cpu" or machine.gpu is None else machine.gpu_count or 1
+    if gpus > 1 and has < gpus:
+        raise UsageError(
+            f"{gpus} GPUs are asked for, {has or 'none'} {'are' if has > 1 else 'is'} used here.",
+            hint=f"llmfit plan MODEL --gpus {gpus}, which tells what each would hold",
+        )
     if asked == "cuda" and machine.gpu is None:
         raise UsageError("no CUDA device is visible to torch.", hint="--device cpu")
     return "cpu" if asked == "cpu" or machine.gpu is None else "cuda"
@@ -256,20 +272,17 @@ def _must_do_without_hub(spec: ModelSpec, evaluation: EvaluationSettings | None)
 
 def _plan(base: Plan, backend: str, checkpoint: str | None) -> Plan:
     """The plan of one row; the reference keeps a 16-bit KV cache, which others are held against."""
+    device = base.device if base.device in get_backend(backend).devices else "cpu"
     plan = replace(
         base,
         backend=backend,
-        device=base.device if base.device in get_backend(backend).devices else "cpu",
+        device=device,
+        gpus=base.gpus if device == "cuda" else 1,
         checkpoint=checkpoint,
     )
     if backend == REFERENCE and plan.kv_cache_dtype is not None:
         plan = replace(plan, kv_cache_dtype=None, notes=(*plan.notes, _REFERENCE_CACHE))
-    return replace(
-        plan,
-        predicted=predict_memory(
-            plan.model, backend, plan.workload, plan.device, kv_cache_dtype=plan.kv_cache_dtype
-        ),
-    )
+    return replace(plan, predicted=predict_plan(plan))
 
 
 def _machine(
@@ -292,7 +305,12 @@ def _machine(
 
 
 def _with_speed(plan: Plan, machine: Machine) -> Plan:
-    """The plan with the decode rate that is predicted for it here."""
+    """The plan with the decode rate that is predicted for it here; of a tensor split it is unknown.
+
+    Layers on several GPUs run one after the other, as fast as on one.
+    """
+    if plan.gpus > 1 and plan.split == "tensor":
+        return plan
     decode, _ = predict_speed(
         plan.model,
         plan.backend,

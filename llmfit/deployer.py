@@ -29,6 +29,7 @@ from llmfit.foreign.code import modules_run
 from llmfit.measure import fit_workload, measure
 from llmfit.models import local_folder, resolve
 from llmfit.planning.comparing.differences import REFERENCE
+from llmfit.planning.memory.kv_cache import is_llama_cpp
 from llmfit.planning.memory.prediction import weights_bytes
 from llmfit.quantize.pickles import with_safetensors
 from llmfit.records import (
@@ -98,7 +99,7 @@ class Deployer:
         self._backend = get_backend(backend)
         if checkpoint is not None and not self._backend.takes_checkpoint:
             raise UsageError(f"{backend} takes no checkpoint: it loads the model itself.")
-        if llama_cpp_dir is not None and self._backend.id != "gguf":
+        if llama_cpp_dir is not None and not is_llama_cpp(self._backend.id):
             raise UsageError(f"{backend} is not converted to GGUF: it needs no llama.cpp checkout.")
         if weights not in get_args(Weights):
             known = ", ".join(get_args(Weights))
@@ -153,7 +154,9 @@ class Deployer:
         if "torch" in {package.module for package in self._backend.packages}:
             set_threads(self.plan.threads)
         if self.plan.device == "cuda" and self.plan.budget_bytes is not None:
-            cap_gpu_memory(self.plan.budget_bytes)
+            # Of a tensor split each process has one GPU.
+            gpus = self.plan.gpus if self.plan.split == "balanced" else 1
+            cap_gpu_memory(self.plan.budget_bytes, gpus)
         started = time.perf_counter()
         with freed_tensors_returned():
             loaded = self._loaded = self._backend.load(self.plan, progress)
@@ -231,7 +234,7 @@ class Deployer:
         self, decoder: Decoder, ids: list[int], max_new_tokens: int, sampling: Sampling
     ) -> Generation:
         tokenizer = self.model.tokenizer
-        marks = Marks(self.plan.device)
+        marks = Marks("cpu" if decoder.on_host_clock else self.plan.device)
         marks.mark()
         decoder.prefill([ids], sampling)
         produced = decoder.tokens()
@@ -316,7 +319,7 @@ def _require_room(plan: Plan) -> None:
     A config can ask for any size; real weights are at least as large on disk.
     """
     need = weights_bytes(plan.model, plan.backend, plan.device)
-    free = free_bytes(plan.device)
+    free = free_bytes(plan.device) * plan.gpus  # of equal GPUs
     if need is not None and need > free:
         raise DoesNotFit(
             f"the weights of {plan.model.name} take {format_bytes(need)}, {format_bytes(free)} of "

@@ -5,7 +5,8 @@
 
 Decode rate is defined once, here: batch × (new_tokens − 1) ÷ seconds after the first token. The
 first token belongs to prefill. Marks are CUDA events on a GPU, so that nothing waits for the
-host between steps; the clock starts and stops on an idle device.
+host between steps, but for engines whose steps end on the host (``Decoder.on_host_clock``); the
+clock starts and stops on an idle device.
 """
 
 from __future__ import annotations
@@ -124,6 +125,7 @@ def measure(
             warmup=workload.warmup,
             repeats=workload.repeats,
             device=device,
+            clock="cpu" if decoder.on_host_clock else None,
             progress=lambda done, total: progress("measure", done, total),
         )
         notes = decoder.notes

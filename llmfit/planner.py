@@ -19,9 +19,10 @@ from llmfit.history import own_records
 from llmfit.measure import settle_workload
 from llmfit.models import resolve
 from llmfit.planning.advice.remedy import first_change
+from llmfit.planning.memory import MOST_GPUS
 from llmfit.planning.memory.context import max_context
 from llmfit.planning.memory.prediction import predict_memory
-from llmfit.planning.memory.split import SPLITS, predict_split
+from llmfit.planning.memory.split import SPLITS, fullest, predict_split
 from llmfit.planning.memory.weights import unpacked_expert_share
 from llmfit.planning.speed.calibration import measured_bandwidth
 from llmfit.planning.speed.hardware import assumed_gpu, find_gpu, note_on
@@ -45,9 +46,6 @@ from llmfit.units import GB, format_bytes, format_percent
 
 CONTEXT_NEW_TOKENS = 128
 """Of a workload given as a context alone, the tokens that are generated; the prompt is the rest."""
-MOST_GPUS = 64
-"""GPUs that a model is planned over at most: those of the largest boards that share one memory's
-links (NVIDIA's NVL72 has 72)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -242,8 +240,7 @@ def with_splits(
     *,
     kv_cache_dtype: KvCacheDtype | None = None,
 ) -> PlanRow:
-    """``row`` with what each of ``gpus`` GPUs would hold, by both ways to split; unchanged for one.
-    """
+    """``row`` with what each of ``gpus`` GPUs would hold, by both ways to split."""
     if gpus == 1:
         return row
     splits = tuple(
@@ -284,7 +281,7 @@ def _split(
             (
                 count
                 for count in range(least, gpus + 1)
-                if why_not(count) is None and _fullest(per_gpu(count)) <= budget
+                if why_not(count) is None and _fits(per_gpu(count), budget)
             ),
             None,
         )
@@ -298,15 +295,15 @@ def _split(
         split=split,
         gpus=gpus,
         per_gpu=memory,
-        fullest_bytes=_fullest(memory),
-        fits=None if budget is None else _fullest(memory) <= budget,
+        fullest_bytes=fullest(memory).total_bytes,
+        fits=None if budget is None else _fits(memory, budget),
         fewest_gpus=fewest,
     )
 
 
-def _fullest(per_gpu: Sequence[MemoryPrediction]) -> int:
-    """The largest total of all GPUs."""
-    return max(memory.total_bytes for memory in per_gpu)
+def _fits(per_gpu: Sequence[MemoryPrediction], budget_bytes: int) -> bool:
+    """Whether every GPU's budget holds what lies there; False where that is not known."""
+    return bool(per_gpu) and fullest(per_gpu).total_bytes <= budget_bytes
 
 
 def _row_notes(spec: ModelSpec, backend: str, workload: Workload, place: Device) -> tuple[str, ...]:

@@ -566,6 +566,8 @@ class Environment:
     ram_bytes: int | None
     gpu: str | None = None
     gpu_memory_bytes: int | None = None
+    gpu_count: int | None = None
+    """GPUs that torch sees; ``gpu`` is the first of them."""
     cuda: str | None = None
     driver: str | None = None
     packages: dict[str, str] = field(default_factory=dict)

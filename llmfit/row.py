@@ -20,7 +20,7 @@ from llmfit.errors import LlmfitError, StoreError
 from llmfit.inputs import hashed
 from llmfit.models import local_folder
 from llmfit.planning.advice.remedy import OFFLOAD, first_change
-from llmfit.planning.memory.prediction import predict_memory
+from llmfit.planning.memory.split import predict_plan
 from llmfit.planning.speed.roofline import attach_roofline
 from llmfit.quantize.cache import ArtifactCache
 from llmfit.records import Device, Environment, Plan, RunRecord, Status
@@ -143,18 +143,15 @@ def _too_large(plan: Plan, machine: Environment, *, on_gpu: bool) -> str | None:
     for device, limit, what in limits:
         if limit is None or (device == "cpu" and plan.device != "cpu"):
             continue
-        need = predict_memory(
-            plan.model,
-            plan.backend,
-            plan.workload,
-            device,
-            kv_cache_dtype=plan.kv_cache_dtype,
-        )
+        need = predict_plan(plan, device)
         asked = limit in (plan.budget_bytes, plan.ram_budget_bytes)
         tried = limit * (1 + _PREDICTION_ERROR) if asked and device == plan.device else limit
         if need is not None and need.total_bytes > tried:
             which = "the budget is" if asked else "this machine has"
-            reason = f"needs {format_bytes(need.total_bytes)}{what}, {which} {format_bytes(limit)}"
+            each = f" on each of {plan.gpus} GPUs" if device == "cuda" and plan.gpus > 1 else ""
+            reason = (
+                f"needs {format_bytes(need.total_bytes)}{what}{each}, {which} {format_bytes(limit)}"
+            )
             return _with_remedy(reason, plan, device=device, limit_bytes=limit)
     return None
 
@@ -177,6 +174,10 @@ def _with_remedy(
         need = plan.predicted.total_bytes
         reason += f"; predicted were {format_bytes(need)}"
         limit = min(limit, int(need * (1 - _PREDICTION_ERROR)))  # it took more than was predicted
+    if place == "cuda" and plan.gpus > 1:
+        return (
+            f"{reason}. Try: llmfit plan {plan.model.name} --gpus 64, which tells how many hold it"
+        )
     change = first_change(
         plan.model,
         plan.backend,

@@ -44,11 +44,13 @@ def timed(
     warmup: int,
     repeats: int,
     device: TorchDevice,
+    clock: TorchDevice | None = None,
     progress: Callable[[int, int], None] = no_turn,
 ) -> Timed:
     """Time ``cases`` in turns: ``warmup`` rounds first, then ``repeats``.
 
-    The clock of each run starts and stops on an idle device. Raises ValueError for no repeats.
+    The clock of each run starts and stops on an idle device; it is the device's own, or that of
+    ``clock``. Raises ValueError for no repeats.
     """
     if repeats < 1:
         raise ValueError(f"at least one timed run is needed, not {repeats}.")
@@ -59,7 +61,7 @@ def timed(
         for index in range(first, last):
             progress(index, total)
             for own, run in zip(times, cases, strict=True):
-                own.append(_once(run, device))
+                own.append(_once(run, device, clock or device))
         return times
 
     warm = rounds(0, warmup)
@@ -73,9 +75,9 @@ def timed(
     )
 
 
-def _once(run: Run, device: TorchDevice) -> tuple[float, ...]:
+def _once(run: Run, device: TorchDevice, clock: TorchDevice) -> tuple[float, ...]:
     synchronize(device)
-    marks = Marks(device)
+    marks = Marks(clock)
     run(marks)
     return marks.seconds()
 

@@ -175,10 +175,10 @@ def test_offline_a_store_on_a_network_is_refused_before_anything_runs(
 ) -> None:
     """No process is started, no machine described."""
     import llmfit
-    from llmfit import comparison
     from llmfit.errors import UsageError
+    from llmfit.executors import local
 
-    monkeypatch.setattr(comparison, "fork_server", lambda *_: pytest.fail("a process was started"))
+    monkeypatch.setattr(local, "fork_server", lambda *_: pytest.fail("a process was started"))
     keeping = llmfit.Keeping(store="postgresql://me@host/x")
     with llmfit.offline(), pytest.raises(UsageError, match="store postgresql://me@host/x"):
         llmfit.compare(backends=["bf16"], keeping=keeping)

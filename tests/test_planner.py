@@ -133,6 +133,49 @@ def test_a_local_folder_needs_only_its_config(tmp_path: Path) -> None:
     assert plan.workload.prompt_tokens + plan.workload.new_tokens <= 512
 
 
+def test_the_fewest_cards_that_hold_a_model() -> None:
+    """Llama-3.3-70B in bf16 on cards of 25.8 GB: six hold its layers, heads go over eight alone.
+
+    Closed form: 141.1 GB of weights over 25.77 − 0.5 GB a card are 5.6 cards.
+    """
+    plan = llmfit.plan("meta-llama/Llama-3.3-70B-Instruct", gpu="RTX 4090", gpus=8)
+    assert plan.gpus == 8
+    found = rows(plan)
+    balanced, tensor = found["sdpa"].splits
+    assert (balanced.split, tensor.split) == ("balanced", "tensor")
+    assert balanced.fits is True and balanced.fewest_gpus == 6
+    assert tensor.fits is True and tensor.fewest_gpus == 8  # 64 heads over 6 or 7 do not divide
+    assert found["sdpa"].fits is False and found["sdpa"].max_context == 0  # of one card
+    for split in (balanced, tensor):
+        assert len(split.per_gpu) == split.gpus == 8
+        assert split.fullest_bytes == max(gpu.total_bytes for gpu in split.per_gpu)
+    for count, fits in ((5, False), (6, True)):
+        row = llmfit.plan(
+            "meta-llama/Llama-3.3-70B-Instruct", gpu="RTX 4090", gpus=count, backends=["sdpa"]
+        ).rows[0]
+        assert row.splits[0].fits is fits
+    assert from_json(ModelPlan, to_json(plan)) == plan
+
+
+def test_formats_of_one_gpu_say_why() -> None:
+    """Each row has both ways to split or the reason why not; what fits one card needs one."""
+    found = rows(llmfit.plan(LLAMA, gpu_gb=8, gpus=3))
+    for name in ("compiled", "gptq", "awq", "gguf"):
+        for split in found[name].splits:
+            assert split.fits is False and split.per_gpu == () and split.fullest_bytes is None
+            assert split.reason
+    assert found["gguf"].splits[0].reason == "it runs on the CPU"
+    assert found["gguf"].splits[0].fewest_gpus is None
+    assert found["gptq"].splits[0].fewest_gpus == 1
+    for name in ("int8", "nf4"):
+        balanced, tensor = found[name].splits
+        assert balanced.fits is True and balanced.reason is None
+        assert "not cut into parts" in str(tensor.reason)
+    tensor = found["sdpa"].splits[1]
+    assert tensor.reason == "its 32 query heads cannot be shared out over 3 GPUs"
+    assert all(row.splits == () for row in llmfit.plan(LLAMA, gpu_gb=8).rows)
+
+
 def test_a_plan_is_a_record() -> None:
     """The JSON reads back as the same plan, schema_version first."""
     plan = llmfit.plan(LLAMA, gpu_gb=8)
@@ -153,6 +196,11 @@ def test_wrong_input_is_refused_with_its_value() -> None:
         llmfit.plan(LLAMA, backends=["int4"])
     with pytest.raises(UsageError, match="plans without a GPU"):
         llmfit.plan(LLAMA, gpu="RTX 4060", device="cpu")
+    for gpus in (0, -1, 65):
+        with pytest.raises(UsageError, match=f"1 to 64 GPUs, not {gpus}"):
+            llmfit.plan(LLAMA, gpu_gb=8, gpus=gpus)
+    with pytest.raises(UsageError, match="2 GPUs are to be planned for, and none"):
+        llmfit.plan(LLAMA, device="cpu", gpus=2)
     with pytest.raises(ModelNotFound, match=r"lama-3\.1-8B"):
         llmfit.plan("meta-llama/lama-3.1-8B")
 

@@ -16,6 +16,7 @@ from llmfit.backends._hf import (
     share_note,
     weights_bytes,
 )
+from llmfit.backends._several import require_on_gpus
 from llmfit.backends._synthetic import MadeTensor, Noise, Packed, constant, random_causal_lm, spread
 from llmfit.backends._tokenizer import tokenizer_of
 from llmfit.backends.base import TORCH, LoadInfo, Package
@@ -45,7 +46,7 @@ def load_bnb(plan: Plan, quantization: Any | None, dtype: str, notes: tuple[str,
     else:
         options = {} if quantization is None else {"quantization_config": quantization}
         model = load_causal_lm(plan.model.path, plan, attention=attention, **options)
-    notes += attention_notes + keep_odd_layers_unpacked(model)
+    notes += require_on_gpus(model, plan) + attention_notes + keep_odd_layers_unpacked(model)
     share, stored_bytes = quantized_share(model), weights_bytes(model)
     # A CPU's kernels repack the weights then.
     run_one_token(model, hint=f"--backends without {plan.backend}")

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llmfit.backends._several import placement, require_on_gpus
 from llmfit.backends._synthetic import NOTE as SYNTHETIC_NOTE
 from llmfit.backends._synthetic import random_causal_lm, return_outputs_alone
 from llmfit.backends._tokenizer import tokenizer_of
@@ -79,14 +80,17 @@ class HfModel(LoadedModel):
         own_kernels: bool = True,
     ) -> None:
         from llmfit.decode.graph_step import attends_itself
-        from llmfit.decode.step_linears import choose_step_linears
+        from llmfit.decode.placement import is_spread
+        from llmfit.decode.step_linears import StepLinears, choose_step_linears
 
         config: Any = model.config.get_text_config()  # type: ignore[union-attr,operator]
         self.model = model
         self.tokenizer = tokenizer
         if kv_cache_dtype is not None:
             info = _with_cache(info, model, kv_cache_dtype)
-        self._linears = choose_step_linears(model, own=own_kernels)
+        self._linears = (
+            StepLinears() if is_spread(model) else choose_step_linears(model, own=own_kernels)
+        )
         attention = info.kernel.attention
         if compiled and model.device.type == "cpu" and attends_itself(model):
             attention += ", in compiled steps llmfit"
@@ -199,7 +203,7 @@ def load_causal_lm(path: str, plan: Plan, *, attention: str, **options: Any) -> 
             trust_remote_code=plan.trust_remote_code,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # told below, by name
-            **{"device_map": {"": plan.device}, **options},
+            **{**placement(plan), **options},
         )
     _require_all(path, report)
     model.eval()
@@ -366,6 +370,7 @@ def load_plain(plan: Plan, *, attention: str, compiled: bool = False) -> HfModel
         model = load_causal_lm(plan.model.path, plan, attention=attention)
         if plan.model.dtype not in (None, "bfloat16"):
             notes = (f"weights stored in {plan.model.dtype}, run in bfloat16",)
+    notes += require_on_gpus(model, plan)
     linear = linear_kernel(model)
     if compiled:
         linear += " (torch.compile)"

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from llmfit.backends._several import placement
 from llmfit.backends.base import Tokenizer
 from llmfit.errors import ModelLoadError, UsageError
 from llmfit.foreign.errors import LibraryErrors
@@ -231,7 +232,7 @@ def random_causal_lm(
                 state_dict=checkpoint,
                 dtype=torch.bfloat16,
                 attn_implementation=attention,
-                device_map={"": plan.device},
+                **placement(plan),
                 local_files_only=True,
                 output_loading_info=True,
             )

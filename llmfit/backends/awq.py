@@ -19,6 +19,7 @@ class Awq(GptqModelBackend):
 
     id = "awq"
     label = "AWQ INT4"
+    one_gpu = "GPTQModel's packed weights are loaded here onto one GPU"
     loads_quantized = frozenset({"awq"})
     samples = awq.SAMPLES
     settings = awq.SETTINGS

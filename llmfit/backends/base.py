@@ -16,15 +16,16 @@ from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from llmfit.errors import BackendUnavailable, EvaluationError, UsageError
+from llmfit.planning.memory.tensor_plan import why_not
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from llmfit.decode.base import Decoder, LogitsVisitor, Window, WindowScore
-    from llmfit.records import Kernel, Plan
+    from llmfit.records import Kernel, Plan, Split
 
 Progress = Callable[[str, int, int], None]
 """Called as ``progress(stage, done, total)``; ``total`` is 0 where it is not known."""
@@ -101,6 +102,9 @@ class LoadedModel(ABC):
     vocab_size: int
     context_length: int
     """Tokens that the model can attend to."""
+    gives_logits: bool = True
+    """False for an engine that tells the probabilities of given tokens alone: ``score`` has nothing
+    to show a visitor then, and the row no divergence."""
 
     @abstractmethod
     def decoder(self, *, batch: int, capacity: int, prefill_chunk: int | None = None) -> Decoder:
@@ -195,14 +199,42 @@ class Backend(ABC):
     loads_quantized: frozenset[str] = frozenset()
     """``quant_method`` values of already quantised checkpoints that this backend loads."""
     devices: frozenset[str] = frozenset({"cpu", "cuda"})
+    gpu_memory: Literal["torch", "driver"] = "torch"
+    """Who counts the row's memory on a GPU: torch's allocator, whose cap ``--gpu-gb`` sets; or the
+    driver, for an engine that takes memory itself and is held against the budget after the run."""
     takes_checkpoint: bool = False
     """True where ``--checkpoint ID=PATH`` gives a ready artifact."""
     variants: frozenset[str] = frozenset()
     """Other types, picked as ``id:variant``."""
+    splits: frozenset[Split] = frozenset()
+    """The ways in which ``load`` spreads a model over several GPUs."""
+    one_gpu: str = "it runs on one GPU alone"
+    """Why there is no other way; ends a sentence."""
 
     def describe(self, variant: str | None) -> str:
         """The row's name for people, with the variant where there is one."""
         return self.label if variant is None else f"{self.label} {variant}"
+
+    def why_not_split(self, plan: Plan) -> str | None:
+        """Why ``plan.model`` cannot be spread over ``plan.gpus`` GPUs so; None where it can."""
+        if plan.gpus == 1:
+            return None
+        if not self.splits:
+            return self.one_gpu
+        if plan.split not in self.splits:
+            return f"{self.one_gpu}; --split {sorted(self.splits)[0]} is possible"
+        if plan.split == "balanced":
+            if plan.device == "cpu":
+                return "layers are spread over GPUs alone, and none is used here"
+            return None
+        if plan.kv_cache_dtype is not None:
+            return "a quantised KV cache is not shared out over the GPUs of a tensor split"
+        if plan.weights == "synthetic":
+            return "a tensor split cuts the weights of the model's files; synthetic ones have none"
+        shape = plan.model.shape
+        if shape is None:
+            return f"the shape of a {plan.model.architecture} is not known"
+        return why_not(shape, plan.gpus)
 
     def install_hint(self) -> str:
         """The exact ``pip install`` line for what is missing."""
@@ -231,7 +263,7 @@ class Backend(ABC):
                 skipped=f"it needs the unquantised model, and {plan.model.name} is already "
                 f"quantised ({method})"
             )
-        return Check()
+        return Check(skipped=self.why_not_split(plan))
 
     def require(self, plan: Plan) -> None:
         """Raise BackendUnavailable where ``check`` says that the row cannot run."""

@@ -12,6 +12,7 @@ class Bf16(TorchBackend):
 
     id = "bf16"
     label = "BF16 eager"
+    splits = frozenset({"balanced", "tensor"})
 
     def load(self, plan: Plan, progress: Progress = no_progress) -> LoadedModel:
         """See ``Backend.load``."""

@@ -13,6 +13,7 @@ class Compiled(TorchBackend):
 
     id = "compiled"
     label = "BF16 compiled"
+    one_gpu = "its decode step is one graph on one GPU"
 
     def check(self, plan: Plan) -> Check:
         """As the base; also no KV cache that grows, and on a CPU a C++ compiler for the code."""

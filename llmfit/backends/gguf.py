@@ -96,10 +96,13 @@ class _Artifact:
 
 
 class Gguf(Backend):
-    """GGUF through llama-cpp-python, always on the CPU."""
+    """GGUF through llama-cpp-python, always on the CPU; ``gguf-gpu`` is the same on a GPU."""
 
     id = "gguf"
+    place = "CPU"
+    """Where it runs, for people."""
     label = f"GGUF {DEFAULT_TYPE.upper()} (CPU)"
+    one_gpu = "it runs on the CPU"
     packages = (*TORCH, Package("llama_cpp", "llama-cpp-python"), Package("gguf", "gguf"))
     extra = "gguf"
     devices = frozenset({"cpu"})
@@ -109,7 +112,7 @@ class Gguf(Backend):
 
     def describe(self, variant: str | None) -> str:
         """See ``Backend.describe``."""
-        return self.label if variant is None else f"GGUF {variant.upper()} (CPU)"
+        return self.label if variant is None else f"GGUF {variant.upper()} ({self.place})"
 
     def check(self, plan: Plan) -> Check:
         """See ``Backend.check``."""
@@ -126,8 +129,8 @@ class Gguf(Backend):
         file_type = split_id(plan.backend)[1] or DEFAULT_TYPE
         if file_type not in FILE_TYPES:
             return Check(
-                skipped=f"llmfit makes no {file_type.upper()} files: --checkpoint gguf=FILE takes "
-                "a ready one"
+                skipped=f"llmfit makes no {file_type.upper()} files: --checkpoint {self.id}=FILE "
+                "takes a ready one"
             )
         if plan.llama_cpp_dir is not None and not synthetic:
             return _check_checkout(plan.llama_cpp_dir)
@@ -136,7 +139,7 @@ class Gguf(Backend):
                 return Check(skipped=f"no GGUF of synthetic weights for {plan.model.architecture}")
             return Check(
                 skipped=f"no GGUF converter here for {plan.model.architecture}: --checkpoint "
-                "gguf=FILE takes a ready file, --llama-cpp DIR the converter of a llama.cpp "
+                f"{self.id}=FILE takes a ready file, --llama-cpp DIR the converter of a llama.cpp "
                 "checkout"
             )
         return outcome
@@ -161,6 +164,7 @@ class Gguf(Backend):
         from llmfit.decode.llama_cpp import LlamaCppModel, attention_kernel
 
         self.require(plan)
+        on_gpu = plan.device == "cuda"
         threads = plan.threads or physical_cores()
         tokenizer = tokenizer_of(plan)
         with _artifact(plan, threads, progress) as artifact:
@@ -172,9 +176,10 @@ class Gguf(Backend):
                 threads=threads,
                 head_dim=plan.model.head_dim,
                 kv_cache_dtype=plan.kv_cache_dtype,
+                on_gpu=on_gpu,
             )
         try:
-            _require_same_model(model, plan.model, artifact.file)
+            _require_same_model(model, plan.model, artifact.file, self.id)
         except ModelLoadError:
             model.close()
             raise
@@ -182,7 +187,7 @@ class Gguf(Backend):
         info = LoadInfo(
             kernel=Kernel(
                 linear=f"llama.cpp {types.linear()}",
-                attention=attention_kernel(plan.model.head_dim, plan.kv_cache_dtype),
+                attention=attention_kernel(plan.model.head_dim, plan.kv_cache_dtype, on_gpu=on_gpu),
             ),
             dtype=artifact.file_type.upper() if artifact.file_type else types.linear(),
             weights_bytes=types.weights_bytes,
@@ -208,7 +213,8 @@ def _artifact(plan: Plan, threads: int, progress: Progress) -> Iterator[_Artifac
         with _synthetic(plan, file_type, cache, progress) as artifact:
             yield artifact
     elif plan.checkpoint is not None:
-        yield _Artifact(_checkpoint_file(Path(plan.checkpoint)), None, None)
+        backend = split_id(plan.backend)[0]
+        yield _Artifact(_checkpoint_file(Path(plan.checkpoint), backend), None, None)
     else:
         checkout = Checkout.at(plan.llama_cpp_dir) if plan.llama_cpp_dir else None
         made = make_gguf(
@@ -273,9 +279,9 @@ def _without_making(artifact: _Artifact) -> tuple[str, ...]:
     return ("the peak of RAM includes converting and quantising; a second run shows it without",)
 
 
-def _checkpoint_file(path: Path) -> Path:
+def _checkpoint_file(path: Path, backend: str) -> Path:
     """The .gguf file that ``path`` is, or the only one in the folder that it is."""
-    hint = "--checkpoint gguf=FILE with one .gguf file"
+    hint = f"--checkpoint {backend}=FILE with one .gguf file"
     if path.is_file():
         return path
     if not path.is_dir():
@@ -287,7 +293,7 @@ def _checkpoint_file(path: Path) -> Path:
     return files[0]
 
 
-def _require_same_model(model: LlamaCppModel, spec: ModelSpec, file: Path) -> None:
+def _require_same_model(model: LlamaCppModel, spec: ModelSpec, file: Path, backend: str) -> None:
     for what, found, expected in (
         ("tokens in the vocabulary", model.vocab_size, spec.vocab_size),
         ("layers", model.layers, spec.num_hidden_layers),
@@ -295,5 +301,5 @@ def _require_same_model(model: LlamaCppModel, spec: ModelSpec, file: Path) -> No
         if found != expected:
             raise ModelLoadError(
                 f"{file} is not {spec.name}: it has {found} {what}, the model {expected}.",
-                hint="--checkpoint gguf=FILE with a file made from this model",
+                hint=f"--checkpoint {backend}=FILE with a file made from this model",
             )

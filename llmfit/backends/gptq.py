@@ -24,6 +24,7 @@ class Gptq(GptqModelBackend):
 
     id = "gptq"
     label = "GPTQ INT4"
+    one_gpu = "GPTQModel's packed weights are loaded here onto one GPU"
     loads_quantized = frozenset({"gptq"})
     samples = gptq.SAMPLES
     settings = gptq.SETTINGS

@@ -19,6 +19,8 @@ class Int8(TorchBackend):
     label = "INT8 (bitsandbytes)"
     packages = PACKAGES
     extra = "bnb"
+    splits = frozenset({"balanced"})
+    one_gpu = "bitsandbytes' packed weights are not cut into parts"
     loads_quantized = frozenset({"bitsandbytes_8bit"})
 
     def load(self, plan: Plan, progress: Progress = no_progress) -> LoadedModel:

@@ -22,6 +22,8 @@ class Nf4(TorchBackend):
     label = "NF4 (bitsandbytes)"
     packages = PACKAGES
     extra = "bnb"
+    splits = frozenset({"balanced"})
+    one_gpu = "bitsandbytes' packed weights are not cut into parts"
     loads_quantized = frozenset({"bitsandbytes_4bit"})
     variants = frozenset({_DOUBLE})
 

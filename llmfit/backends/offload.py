@@ -55,6 +55,7 @@ class Offload(TorchBackend):
 
     id = "offload"
     label = "BF16 offloaded"
+    one_gpu = "it spreads the weights over one GPU, RAM and disk"
     packages = (*TORCH, Package("accelerate", "accelerate"))
 
     def check(self, plan: Plan) -> Check:

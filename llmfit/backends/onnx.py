@@ -75,6 +75,7 @@ class Onnx(Backend):
 
     id = "onnx"
     label = "ONNX INT4 (CPU)"
+    one_gpu = "it runs on the CPU"
     packages = (*TORCH, Package("onnxruntime_genai", "onnxruntime-genai"), Package("onnx", "onnx"))
     extra = "onnx"
     devices = frozenset({"cpu"})

@@ -29,10 +29,12 @@ BACKENDS: dict[str, str] = {
     "fp8": "llmfit.backends.fp8:Fp8",
     "hqq": "llmfit.backends.hqq:Hqq",
     "onnx": "llmfit.backends.onnx:Onnx",
+    "gguf-gpu": "llmfit.backends.gguf_gpu:GgufGpu",
+    "vllm": "llmfit.backends.vllm:Vllm",
     "stored": "llmfit.backends.stored:Stored",
     "offload": "llmfit.backends.offload:Offload",
 }
-ON_REQUEST = ("int8wo", "int4wo", "fp8", "hqq", "onnx")
+ON_REQUEST = ("int8wo", "int4wo", "fp8", "hqq", "onnx", "gguf-gpu", "vllm")
 """Rows of a comparison that asks for them, or for all."""
 ALL = "all"
 # For models stored quantised in a format that no other row loads.

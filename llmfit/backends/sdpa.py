@@ -12,6 +12,7 @@ class Sdpa(TorchBackend):
 
     id = "sdpa"
     label = "BF16 + SDPA"
+    splits = frozenset({"balanced", "tensor"})
 
     def load(self, plan: Plan, progress: Progress = no_progress) -> LoadedModel:
         """See ``Backend.load``."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from llmfit.cli import _args
+from llmfit.planning.memory import MOST_GPUS
 from llmfit.planning.verdict.constraints import (
     ACC_NORM_TOLERANCE,
     OBJECTIVES,
@@ -41,6 +42,21 @@ def add_machine(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("machine")
     _args.add_budgets(group)
     _args.add_machine(group, where="where the PyTorch rows run")
+    group.add_argument(
+        "--gpus",
+        type=_args.whole(1, MOST_GPUS),
+        default=1,
+        metavar="N",
+        help="spread the model over so many GPUs, of which --gpu-gb bounds each (default: "
+        "%(default)s)",
+    )
+    group.add_argument(
+        "--split",
+        choices=("balanced", "tensor"),
+        default="balanced",
+        help="how: whole layers on each GPU by accelerate's balanced device map, or a part of "
+        "every matrix by transformers' tensor parallelism (default: %(default)s)",
+    )
     _args.add_kv_cache_dtype(group)
     group.add_argument(
         "--seed",

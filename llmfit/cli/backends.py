@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass
+from textwrap import wrap
 from typing import TYPE_CHECKING
 
 from llmfit.cli import _args
@@ -17,6 +18,9 @@ _DESCRIPTION = """\
 List the deploy formats, whether the packages of each are installed here and in
 which version, and the command that installs what is missing.
 """
+
+_WIDTH = 78
+"""Columns of a command, before the sign that it goes on."""
 
 _EPILOG = """\
 example:
@@ -117,9 +121,17 @@ def _table(backends: tuple[Part, ...], evaluation: Part) -> str:
     lines = [
         simple_table(("id", "format", "works here", "packages"), rows),
         f"Every row: {plain(all_rows)}",
-        *(f"To install what is missing: {plain(command)}" for command in missing),
+        *(_folded(f"To install what is missing: {plain(command)}") for command in missing),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _folded(line: str) -> str:
+    """``line``, its command continued on others where it is wide, as a shell takes it."""
+    lines = wrap(
+        line, _WIDTH, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False
+    )
+    return " \\\n".join(lines)
 
 
 def _works(part: Part) -> str:

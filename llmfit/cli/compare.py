@@ -103,6 +103,8 @@ def run(args: argparse.Namespace) -> int:
                 ram_gb=args.ram_gb,
                 weights=args.weights,
                 device=None if args.device == "auto" else args.device,
+                gpus=args.gpus,
+                split=args.split,
                 threads=args.threads,
                 seed=args.seed,
                 cache_dir=args.cache_dir,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from llmfit.cli import _args
 from llmfit.cli._console import emit, results, say, terminal_width, wants_color, write_file
 from llmfit.errors import UsageError
+from llmfit.planning.memory import MOST_GPUS
 
 if TYPE_CHECKING:
     from llmfit.records import Workload
@@ -24,6 +25,7 @@ examples:
   llmfit plan meta-llama/Llama-3.1-8B --gpu-gb 8
   llmfit plan qwen2.5-7b --gpu "RTX 4060" --context 32768
   llmfit plan ./my-model --prompt-tokens 8000 --prefill-chunk 512 --batch 4
+  llmfit plan llama-3.3-70b --gpu "RTX 4090" --gpus 8
   llmfit plan mixtral-8x7b --ram-gb 32 --device cpu --format json
 
 MODEL is a folder with config.json, a hub id, or a name of the embedded
@@ -52,6 +54,14 @@ def add_parser(verbs: _args.Subparsers[_args.Parser]) -> None:
         "--gpu",
         metavar="NAME",
         help='a card of the embedded table, e.g. "RTX 4060" (default: the one in this machine)',
+    )
+    machine.add_argument(
+        "--gpus",
+        type=_args.whole(1, MOST_GPUS),
+        default=1,
+        metavar="N",
+        help="plan for up to N such GPUs, 64 at most: memory of each by the two ways to split a "
+        "model, and the fewest that hold it (default: %(default)s)",
     )
     _args.add_budgets(machine)
     machine.add_argument(
@@ -91,6 +101,7 @@ def run(args: argparse.Namespace) -> int:
         gpu_gb=args.gpu_gb,
         ram_gb=args.ram_gb,
         device=None if args.device == "auto" else args.device,
+        gpus=args.gpus,
         kv_cache_dtype=args.kv_cache_dtype,
         runs_dir=args.runs_dir,
         command=args.command,

@@ -63,6 +63,9 @@ class Decoder(ABC):
     """Number of sequences, B."""
     capacity: int
     """Tokens per sequence that the cache holds, prompt included."""
+    on_host_clock: bool = False
+    """True where every call returns with its tokens on the host, from an engine with streams of its
+    own: its calls are timed by the host's clock, since events of torch's stream do not see it."""
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -33,8 +33,12 @@ def decodes_by_flash(head_dim: int | None, kv_cache_dtype: KvCacheDtype | None) 
     return kv_cache_dtype is not None or head_dim is None or head_dim >= _FLASH_HEAD_DIM
 
 
-def attention_kernel(head_dim: int, kv_cache_dtype: KvCacheDtype | None) -> str:
+def attention_kernel(
+    head_dim: int, kv_cache_dtype: KvCacheDtype | None, *, on_gpu: bool = False
+) -> str:
     """The attention kernel that contexts ask for, and the type of its K and V."""
+    if on_gpu:
+        return f"flash where the GPU's kernels suit (llama.cpp), KV {kv_cache_dtype or 'f16'}"
     flash = "flash" if decodes_by_flash(head_dim, kv_cache_dtype) else "plain, in scoring flash"
     return f"{flash} (llama.cpp), KV {kv_cache_dtype or 'f16'}"
 
@@ -44,8 +48,16 @@ def _memory_error(complaints: str) -> MemoryError | None:
     return MemoryError(complaints) if "allocat" in complaints else None
 
 
+def gpu_is_found() -> bool:
+    """True where llama.cpp has a GPU's code and sees such a GPU. Opens its libraries."""
+    import llama_cpp
+
+    llama_log()
+    return bool(llama_cpp.llama_supports_gpu_offload())
+
+
 class LlamaCppModel:
-    """A GGUF file loaded by llama.cpp, on the CPU."""
+    """A GGUF file loaded by llama.cpp, on the CPU or with all its layers on one GPU."""
 
     def __init__(
         self,
@@ -54,10 +66,12 @@ class LlamaCppModel:
         threads: int,
         head_dim: int | None = None,
         kv_cache_dtype: KvCacheDtype | None = None,
+        on_gpu: bool = False,
     ) -> None:
         """Load ``file``; all its contexts hold K and V in ``kv_cache_dtype`` (None: float16).
 
-        ``head_dim`` is the width of the model's attention heads, where it is known. Raises
+        ``head_dim`` is the width of the model's attention heads, where it is known. ``on_gpu`` puts
+        all layers and the output on the first GPU, and leaves the embedding in RAM. Raises
         ModelLoadError with llama.cpp's own words, also where the model's head size does not suit
         the type: the blocks of q8_0 and q4_0 hold 32 values of one head.
         """
@@ -66,7 +80,12 @@ class LlamaCppModel:
         log = llama_log()
         log.forget()
         params = llama_cpp.llama_model_default_params()
-        params.n_gpu_layers = 0
+        params.n_gpu_layers = -1 if on_gpu else 0  # -1 is all
+        no_devices = (ctypes.c_void_p * 1)()  # a list that ends with its first entry
+        if on_gpu:  # of several GPUs the one that torch takes
+            params.split_mode, params.main_gpu = llama_cpp.LLAMA_SPLIT_MODE_NONE, 0
+        else:  # a build for GPUs would make a context on each
+            params.devices = ctypes.addressof(no_devices)
         # Weights are repacked for the CPU's kernels; mapped, the file's pages would stay beside.
         params.load_mode = llama_cpp.LLAMA_LOAD_MODE_NONE
         self._handle = llama_cpp.llama_model_load_from_file(str(file).encode(), params)
@@ -75,6 +94,7 @@ class LlamaCppModel:
                 f"llama.cpp cannot load {file}: {log.complaints()}."
             ) from _memory_error(log.complaints())
         self.threads = threads
+        self.on_gpu = on_gpu
         self._contexts: set[Context] = set()
         vocabulary = llama_cpp.llama_model_get_vocab(self._handle)
         self.vocab_size: int = llama_cpp.llama_vocab_n_tokens(vocabulary)
@@ -120,7 +140,8 @@ class LlamaCppModel:
         """A context whose KV cache holds ``sequences`` × ``capacity`` tokens.
 
         ``chunk`` is the most tokens in one call, ``outputs`` the most rows of logits. Where
-        ``unified``, the sequences share ``capacity`` tokens, and tokens with one another.
+        ``unified``, the sequences share ``capacity`` tokens, and tokens with one another. ``flash``
+        is asked of the CPU's attention; on a GPU llama.cpp takes it where its kernels suit.
         """
         import llama_cpp
 
@@ -131,15 +152,18 @@ class LlamaCppModel:
         params.n_batch = params.n_ubatch = chunk
         params.n_outputs_max = outputs
         params.n_threads = params.n_threads_batch = self.threads
-        params.flash_attn_type = (
-            llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
-            if flash
-            else llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
-        )
+        if self.on_gpu:  # its kernels lack some head sizes, which would go through the CPU
+            params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_AUTO
+        else:
+            params.flash_attn_type = (
+                llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
+                if flash
+                else llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
+            )
         if self.kv_cache_dtype is not None:
             name = f"GGML_TYPE_{self.kv_cache_dtype.upper()}"
             params.type_k = params.type_v = getattr(llama_cpp, name)
-        params.offload_kqv = params.op_offload = False
+        params.offload_kqv = params.op_offload = self.on_gpu
         params.no_perf = True
         log = llama_log()
         log.forget()
@@ -244,7 +268,12 @@ class Batch:
 
 
 class LlamaCppDecoder(Decoder):
-    """``Decoder`` over a llama.cpp context, one KV stream per sequence."""
+    """``Decoder`` over a llama.cpp context, one KV stream per sequence.
+
+    A call ends when its logits are on the host and the tokens are chosen there.
+    """
+
+    on_host_clock = True
 
     def __init__(
         self, model: LlamaCppModel, *, batch: int, capacity: int, prefill_chunk: int | None = None

@@ -25,7 +25,7 @@ from transformers import Cache
 from llmfit.decode.base import GREEDY, Decoder, Sampling
 from llmfit.decode.cache import StaticKVCache
 from llmfit.decode.graph_step import CapturedStep, CompiledStep, FixedStep, why_not_captured
-from llmfit.decode.placement import execution_device
+from llmfit.decode.placement import execution_device, is_spread
 from llmfit.decode.quantized_cache import quantized_cache
 from llmfit.decode.sampling import choose
 from llmfit.decode.step_linears import StepLinears
@@ -103,8 +103,13 @@ class TorchDecoder(Decoder):
         self._slots = torch.ones((batch, capacity), dtype=torch.bool, device=self._device)
         self._padding = torch.zeros((batch, 1), dtype=torch.int64, device=self._device)
         self._ragged = False
-        # A GPU replays a graph of the step whatever runs it; a cache that grows has no such graph.
-        self._fixed = kv_cache_dtype is None and (compiled or self._device.type == "cuda")
+        # A GPU replays a graph of the step whatever runs it; a cache that grows has no such graph,
+        # nor have several devices.
+        self._fixed = (
+            kv_cache_dtype is None
+            and not is_spread(model)
+            and (compiled or self._device.type == "cuda")
+        )
         self._graphs: dict[bool, CompiledStep | CapturedStep] = {}
 
     @torch.inference_mode()

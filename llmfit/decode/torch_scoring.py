@@ -202,7 +202,8 @@ def _run(model: nn.Module, batch: list[_Row], pad_id: int) -> torch.Tensor:
     ids = padded([row.ids for row in batch], pad_id)
     hidden: torch.Tensor = base(input_ids=ids, use_cache=False, **options)[0]  # [B, T, H]
     reads = [index * longest + place for index, row in enumerate(batch) for place in row.reads]
-    return hidden.flatten(0, 1)[torch.tensor(reads, device=device)]
+    # Of layers on several devices, the last one's has the states.
+    return hidden.flatten(0, 1)[torch.tensor(reads, device=hidden.device)]
 
 
 def _shared_mask(own_start: torch.Tensor, shared: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -113,3 +113,10 @@ def training_bytes(module: torch.nn.Module, optimizer: torch.optim.Optimizer) ->
         if isinstance(value, torch.Tensor)
     )
     return module_bytes(module) + tensor_bytes(gradients) + tensor_bytes(state)
+
+
+def peaks_allocated_bytes(gpus: int) -> tuple[int, ...]:
+    """The most that torch has had allocated on each of the first ``gpus`` GPUs."""
+    import torch
+
+    return tuple(int(torch.cuda.max_memory_allocated(gpu)) for gpu in range(gpus))

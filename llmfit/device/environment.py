@@ -13,7 +13,7 @@ from llmfit.records import Environment
 
 _PACKAGES = (
     "llmfit", "torch", "transformers", "accelerate", "bitsandbytes", "GPTQModel", "optimum",
-    "llama-cpp-python", "gguf", "compressed-tensors", "torchao", "hqq", "onnxruntime-genai",
+    "llama-cpp-python", "gguf", "compressed-tensors", "torchao", "hqq", "onnxruntime-genai", "vllm",
     "optimum-quanto", "lm_eval", "datasets", "tokenizers", "numpy", "scipy",
 )  # fmt: skip
 
@@ -32,10 +32,11 @@ def environment(*, bandwidth: bool = False, added: Mapping[str, str] | None = No
             packages[name] = version(name)
         except PackageNotFoundError:
             continue
-    gpu = memory = None
+    gpu = memory = count = None
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(torch.cuda.current_device())
         gpu, memory = properties.name, int(properties.total_memory)
+        count = torch.cuda.device_count()
     return Environment(
         platform=platform.platform(),
         python=platform.python_version(),
@@ -44,6 +45,7 @@ def environment(*, bandwidth: bool = False, added: Mapping[str, str] | None = No
         ram_bytes=int(psutil.virtual_memory().total),
         gpu=gpu,
         gpu_memory_bytes=memory,
+        gpu_count=count,
         cuda=torch.version.cuda if gpu else None,
         driver=driver_version() if gpu else None,
         packages=packages,

@@ -27,6 +27,18 @@ def compute_capability() -> tuple[int, int]:
     return torch.cuda.get_device_capability()
 
 
+def require_gpus(count: int) -> None:
+    """Raise UsageError where torch sees fewer than ``count`` CUDA devices. Imports torch."""
+    import torch
+
+    here = torch.cuda.device_count()
+    if here < count:
+        raise UsageError(
+            f"{count} GPUs are asked for, torch sees {here}.",
+            hint=f"--gpus {here}" if here else "--device cpu",
+        )
+
+
 def pick_device(asked: str | None) -> Device:
     """``cpu`` or ``cuda`` from what was asked; None or ``auto`` takes the GPU where there is one.
 

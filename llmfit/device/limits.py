@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from llmfit.device.memory import free_bytes
+from llmfit.device.memory import free_bytes, wake_gpu
 from llmfit.device.nvml import driver_used_bytes
 from llmfit.errors import DoesNotFit
 from llmfit.planning.memory.prediction import CUDA_RUNTIME_BYTES
@@ -30,16 +30,19 @@ def limit_private_memory(limit_bytes: int | None) -> bool:
     return True
 
 
-def cap_gpu_memory(budget_bytes: int) -> None:
+def cap_gpu_memory(budget_bytes: int, gpus: int = 1) -> None:
     """Let this process have at most ``budget_bytes`` of the GPU, the driver's share included.
 
-    torch's allocator gets what the driver leaves of them. Raises DoesNotFit where that is nothing.
+    Of several, so much of each of the first ``gpus``. torch's allocator gets what the driver
+    leaves of them. Raises DoesNotFit where that is nothing.
     """
     import torch
 
-    room = gpu_room_bytes(budget_bytes)
-    total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
-    torch.cuda.set_per_process_memory_fraction(min(1.0, room / total))
+    for gpu in range(gpus) if gpus > 1 else (torch.cuda.current_device(),):
+        with torch.cuda.device(gpu):
+            room = gpu_room_bytes(budget_bytes)
+            total = torch.cuda.get_device_properties(gpu).total_memory
+            torch.cuda.set_per_process_memory_fraction(min(1.0, room / total), gpu)
 
 
 def gpu_room_bytes(budget_bytes: int | None) -> int:
@@ -69,11 +72,7 @@ def driver_share_bytes() -> int:
     """
     import torch
 
-    torch.nn.functional.linear(*torch.ones(2, 64, 64, dtype=torch.bfloat16, device="cuda"))
-    torch.nn.functional.scaled_dot_product_attention(
-        *torch.ones(3, 1, 1, 64, 64, dtype=torch.bfloat16, device="cuda")
-    )
-    torch.cuda.synchronize()
+    wake_gpu()
     used = driver_used_bytes()
     if used is None:
         return CUDA_RUNTIME_BYTES

@@ -166,6 +166,20 @@ def free_bytes(device: Device) -> int:
     return int(psutil.virtual_memory().available)
 
 
+def wake_gpu() -> None:
+    """Make torch's context on the GPU and load kernels of products and attention.
+
+    What the driver gives for them is then no part of what is measured after it.
+    """
+    import torch
+
+    torch.nn.functional.linear(*torch.ones(2, 64, 64, dtype=torch.bfloat16, device="cuda"))
+    torch.nn.functional.scaled_dot_product_attention(
+        *torch.ones(3, 1, 1, 64, 64, dtype=torch.bfloat16, device="cuda")
+    )
+    torch.cuda.synchronize()
+
+
 @dataclass(frozen=True, slots=True)
 class PeakMemory:
     """Memory of this process since a ``MemoryMeter`` was started, in bytes."""
@@ -176,16 +190,27 @@ class PeakMemory:
     reserved_bytes: int | None = None
     peak_allocated_bytes: int | None = None
     driver_peak_bytes: int | None = None
+    beyond_context_bytes: int | None = None
+    """The driver's peak less what it had given before, context included; of a meter that asks it
+    of what torch does not allocate."""
 
 
 class MemoryMeter:
     """Peak memory from its making on, less what the process held then."""
 
-    def __init__(self, device: Device) -> None:
+    def __init__(self, device: Device, *, beyond_torch: bool = False) -> None:
+        """``beyond_torch``: what takes the GPU's memory is another library than torch.
+
+        Then the context is made first, and what the driver gives after it is the row's.
+        """
         gc.collect()
         self._device = device
         self._loaded: int | None = None
+        self._driver_idle: int | None = None
         self._driver_peak: int | None = None
+        if device == "cuda" and beyond_torch:
+            wake_gpu()
+            self._driver_idle = driver_used_bytes()
         self._idle = resident_bytes()
         self._exact = restart_peak()
         if device == "cuda":
@@ -202,7 +227,11 @@ class MemoryMeter:
         self.sample()
 
     def sample(self) -> None:
-        """Ask the driver how much memory is in use; its largest answer is reported."""
+        """Ask the driver how much memory is in use; its largest answer is reported.
+
+        Between the runs of a benchmark too, while the KV cache is there: what is not torch's goes
+        back to the driver with its decoder.
+        """
         if self._device == "cuda":
             used = driver_used_bytes()
             if used is not None:
@@ -226,4 +255,10 @@ class MemoryMeter:
             reserved_bytes=torch.cuda.max_memory_reserved(),
             peak_allocated_bytes=torch.cuda.max_memory_allocated(),
             driver_peak_bytes=self._driver_peak,
+            beyond_context_bytes=self._beyond_context(),
         )
+
+    def _beyond_context(self) -> int | None:
+        if self._driver_idle is None or self._driver_peak is None:
+            return None
+        return max(0, self._driver_peak - self._driver_idle)

@@ -64,14 +64,17 @@ def score_text(
 ) -> TextScores:
     """Score all of ``documents`` by ``settings.ppl_protocol``.
 
-    With a ``reference`` its logits are written or compared with, over the text's first windows.
-    Raises EvaluationError for a text too short for the protocol and for logits that are not
-    finite, UsageError for a window too small for it.
+    With a ``reference`` its logits are written or compared with, over the text's first windows; a
+    note says so of a model that gives no logits. Raises EvaluationError for a text too short for
+    the protocol and for logits that are not finite, UsageError for a window too small for it.
     """
     size, notes = _window_size(model, settings)
     cut = _llama_cpp_layout if settings.ppl_protocol == "llama.cpp" else _window_layout
     layout = cut(model.tokenizer, documents, size)
     divergence = None
+    if reference is not None and not model.gives_logits:
+        reference = None
+        notes += ("no divergence: this engine tells the probabilities of the text's tokens alone",)
     if reference is None:
         scores = _score(model, layout.windows, settings, progress)
     else:

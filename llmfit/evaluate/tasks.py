@@ -292,17 +292,22 @@ def _quieten() -> None:
 
 @contextmanager
 def _one_process() -> Iterator[None]:
-    """Keep lm-eval's bootstrap from forking this process, which holds a model and its threads."""
-    name = "DISABLE_MULTIPROC"
-    before = os.environ.get(name)
-    os.environ[name] = "1"
+    """Keep lm-eval's bootstrap from forking this process, which holds a model and its threads.
+
+    Of processes that share a model, each scores for itself, so each takes itself for the first:
+    lm-eval gives the others no result.
+    """
+    asked = {"DISABLE_MULTIPROC": "1", "LOCAL_RANK": "0"}
+    before = {name: os.environ.get(name) for name in asked}
+    os.environ.update(asked)
     try:
         yield
     finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 @contextmanager

@@ -8,6 +8,7 @@ All rows of a comparison run on one kind of node: figures of two kinds do not co
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import threading
 from collections.abc import Iterator
@@ -23,6 +24,10 @@ from llmfit.executors.ray_pool import CPU, Pool, kind_resource, living_nodes
 from llmfit.executors.ray_site import Artifacts, RaySite
 from llmfit.records import Plan, from_json
 
+_HOW_TO_JOIN = (
+    "ray status --address HOST:PORT; RAY_AUTH_MODE=token and the cluster's RAY_AUTH_TOKEN where it "
+    "has one"
+)
 _PROBE_LIMIT_S = 300
 """For a node to become free, import and measure its bandwidth."""
 
@@ -50,25 +55,27 @@ class RayCluster:
                 hint="run llmfit on a node of the cluster, with --ray-address auto",
             )
         self.artifacts = Artifacts()
+        self._before: dict[str, str] = {}
 
     def __enter__(self) -> RayCluster:
         """Connect. Raises UsageError where no cluster answers."""
         import ray
 
+        self._before = dict(os.environ)
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # llmfit sends nobody anything
-        quiet = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
+        quiet = {"log_to_driver": False, "logging_level": "ERROR"}
         ours = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             if self.address is None:
-                # Rows are watched by llmfit itself, which tells a row's memory from the node's.
-                os.environ.setdefault("RAY_memory_monitor_refresh_ms", "0")
+                os.environ.update(_own_ray())
                 ray.init("local", _node_ip_address="127.0.0.1", include_dashboard=False, **quiet)
             else:
                 ray.init(self.address, **quiet)
         except (ConnectionError, ValueError, RuntimeError) as exc:
+            self._restore()
             raise UsageError(
                 f"no Ray cluster answers at {self.address or 'this machine'}: {first_line(exc)}.",
-                hint="ray status --address HOST:PORT, or without --ray-address for a local Ray",
+                hint=_HOW_TO_JOIN,
             ) from exc
         finally:
             if threading.current_thread() is threading.main_thread():
@@ -86,6 +93,25 @@ class RayCluster:
         import ray
 
         ray.shutdown()
+        self._restore()
+
+    def _restore(self) -> None:
+        """Put back the variables that were set for Ray."""
+        os.environ.clear()
+        os.environ.update(self._before)
+
+
+def _own_ray() -> dict[str, str]:
+    """Variables for a Ray of llmfit's own: nobody else uses it, and nothing is left of it.
+
+    A secret of its own lets nobody else on the machine in, and is written nowhere. Rows are
+    watched by llmfit itself, which tells a row's memory from the machine's, as Ray does not.
+    """
+    return {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_memory_monitor_refresh_ms": "0",
+    }
 
 
 class Fleet(Executor):
@@ -104,9 +130,9 @@ class Fleet(Executor):
     def open(self, asked: Plan, *, device: str | None, measure: bool) -> Iterator[RaySite]:
         """See ``Executor``."""
         kind = self._settled(device)
-        pool = Pool(kind=kind, on_gpu=kind != CPU and device != "cpu")
+        pool = Pool(kind=kind, gpus=0 if CPU in (kind, device) else asked.gpus)
         facts = _probed(pool, measure)
-        if pool.on_gpu and facts.environment.gpu is None:
+        if pool.gpus and facts.environment.gpu is None:
             raise UsageError(
                 f"torch sees no CUDA device on the node {facts.environment.node} of kind {kind}.",
                 hint="--device cpu for rows on its processors",
@@ -149,13 +175,14 @@ def _probed(pool: Pool, measure: bool) -> NodeFacts:
     nodes = pool.nodes()
     if not nodes:
         raise UsageError(
-            f"no node of the Ray cluster has GPUs of kind {pool.kind}.", hint="ray status"
+            f"no node of the Ray cluster has {pool.gpus} GPUs of kind {pool.kind}.",
+            hint="ray status",
         )
     told = (
         ray.remote(facts_of_node)
         .options(
             num_cpus=nodes[0].cpus,
-            num_gpus=1 if pool.on_gpu else 0,
+            num_gpus=pool.gpus,
             resources=kind_resource(pool.kind),
             max_retries=1,
         )

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Literal
 
 from llmfit.errors import ModelLoadError, StoreError, first_line
 from llmfit.quantize.cache import ArtifactCache
@@ -69,9 +69,14 @@ def bring(node: str, path: str, place: Path, *, whole: bool = True) -> None:
     """
     import ray
     from ray.exceptions import RayError
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    sender = on_node(ray.remote(pieces), node).options(
-        num_returns="streaming", _generator_backpressure_num_objects=_PIECES_AHEAD
+    sender = ray.remote(pieces).options(
+        num_cpus=0,  # it waits for no row
+        num_returns="streaming",
+        max_retries=0,
+        scheduling_strategy=NodeAffinitySchedulingStrategy(node_id=node, soft=False),
+        _generator_backpressure_num_objects=_PIECES_AHEAD,
     )
     try:
         for reference in sender.remote(path, whole):
@@ -80,14 +85,6 @@ def bring(node: str, path: str, place: Path, *, whole: bool = True) -> None:
         raise ModelLoadError(
             f"{path} did not come from the node {node}: {first_line(exc)}."
         ) from exc
-
-
-def on_node(function: Any, node: str) -> Any:
-    """A remote function that runs on that node alone and waits for no processor."""
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    place = NodeAffinitySchedulingStrategy(node_id=node, soft=False)
-    return function.options(num_cpus=0, max_retries=0, scheduling_strategy=place)
 
 
 def pieces(path: str, whole: bool) -> Iterator[tuple[str, bytes]]:

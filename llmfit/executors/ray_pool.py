@@ -63,7 +63,8 @@ class Pool:
     """The nodes that rows of one comparison may run on."""
 
     kind: str
-    on_gpu: bool
+    gpus: int
+    """That a row on a GPU takes; 0 for rows on a CPU alone."""
 
     def nodes(self) -> list[Node]:
         """Those that live now.
@@ -74,7 +75,7 @@ class Pool:
         able = [
             node
             for node in living_nodes()
-            if (self.kind == CPU or self.kind in node.kinds) and (node.gpus > 0 or not self.on_gpu)
+            if (self.kind == CPU or self.kind in node.kinds) and node.gpus >= self.gpus
         ]
         most = max((node.cpus for node in able), default=0)
         return [node for node in able if node.cpus == most]
@@ -84,7 +85,7 @@ class Pool:
         nodes = self.nodes()
         if not nodes:
             return None
-        gpus = plan.gpus if plan.device == "cuda" else 0
+        gpus = self.gpus if plan.device == "cuda" else 0
         node = nodes[0]
         options: dict[str, Any] = {
             "num_cpus": max(1, node.cpus * gpus // node.gpus) if gpus else node.cpus,

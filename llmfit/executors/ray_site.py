@@ -129,7 +129,7 @@ class RaySite(Site):
     @property
     def hardware(self) -> tuple[Hardware | None, Hardware]:
         """See ``Site``."""
-        return (self._facts.gpu if self.pool.on_gpu else None), self._facts.cpu
+        return (self._facts.gpu if self.pool.gpus else None), self._facts.cpu
 
     def fetch(self, plans: Sequence[Plan]) -> list[Plan]:
         """See ``Site``. What the hub has, every node fetches for itself."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Literal
 
 from llmfit.records import ModelPlan, PlanRow, SpeedPrediction
@@ -45,6 +46,9 @@ def _table(plan: ModelPlan, width: int, color: bool) -> str:
         marks=marks,
     )
     parts: list[RenderableType] = [Text(_heading(plan), style="bold"), Text(), table, Text()]
+    if plan.gpus > 1:
+        split, _, _ = widest(lambda _: _split_columns(plan), width=width, marks=marks)
+        parts += [Text(_split_heading(plan), style="bold"), Text(), split, Text()]
     parts += [hanging(f"{sign} ", text) for sign, text, _ in notes]
     if notes:
         parts.append(Text())
@@ -85,6 +89,7 @@ def _numbered(plan: ModelPlan) -> list[tuple[str, str, tuple[PlanRow, ...]]]:
         texts = [row.reason] if row.reason else []
         if row.tokens_per_s is not None:
             texts.append(f"speed: {row.tokens_per_s.basis}")
+        texts += _split_reasons(row)
         for text in dict.fromkeys(plain(text) for text in (*texts, *row.notes)):
             owners.setdefault(text, []).append(row)
     signs = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -100,6 +105,11 @@ def _legend(plan: ModelPlan, full_width: int | None) -> list[str]:
     if plan.gpu is not None and any(row.device == "cpu" for row in plan.rows):
         lines[-1] += "; RAM: on the CPU"
     lines.append("max context: prompt and new tokens that fit, at most the model's own limit")
+    if plan.gpus > 1:
+        lines.append(
+            "balanced: whole layers on each GPU, one computing after the other; tensor: a part of "
+            "every matrix on each, all computing at once; the first table is of one GPU"
+        )
     if full_width is not None:
         lines.append(f"All columns: a terminal {full_width} wide")
     lines.append("Every figure: --format json")
@@ -113,13 +123,72 @@ def _argument(plan: ModelPlan) -> str:
     return f" {plain(plan.model.name)}{synthetic_option(plan.model)}"
 
 
+# ---------------------------------------------------------------- over several GPUs
+
+
+def _split_heading(plan: ModelPlan) -> str:
+    assert plan.gpu is not None
+    budget = "" if plan.gpu_budget_bytes is None else f" of {format_bytes(plan.gpu_budget_bytes)}"
+    return f"Over {plan.gpus} × {plain(plan.gpu.name)}{budget}: the fullest GPU"
+
+
+def _split_reasons(row: PlanRow) -> list[str]:
+    """Why it cannot be split; once where both ways say the same."""
+    ways: dict[str, list[str]] = {}
+    for split in row.splits:
+        if split.reason is not None:
+            ways.setdefault(split.reason, []).append(split.split)
+    several = len(row.splits)
+    return [
+        f"over several GPUs: {reason}"
+        if len(splits) == several
+        else f"{' and '.join(splits)}: {reason}"
+        for reason, splits in ways.items()
+    ]
+
+
+def _split_columns(plan: ModelPlan) -> tuple[Column, ...]:
+    """Per way to split: memory of the fullest GPU, whether it fits, and the fewest that hold it."""
+    rows = plan.rows
+    unit, name = _unit(
+        split.fullest_bytes for row in rows for split in row.splits if split.fullest_bytes
+    )
+    columns = [
+        Column(head="format", unit="", cells=tuple(plain(row.label) for row in rows), align="left")
+    ]
+    for splits in zip(*(row.splits for row in rows), strict=True):
+        way = splits[0].split
+        columns += [
+            Column(
+                head=way,
+                unit=f"{name} a GPU",
+                cells=tuple(
+                    UNKNOWN
+                    if split.fullest_bytes is None
+                    else format_number(split.fullest_bytes / unit)
+                    for split in splits
+                ),
+            ),
+            Column(head="fits", unit="", cells=tuple(_mark(split.fits) for split in splits)),
+            Column(
+                head="fewest",
+                unit="GPUs",
+                cells=tuple(
+                    UNKNOWN if split.fewest_gpus is None else str(split.fewest_gpus)
+                    for split in splits
+                ),
+            ),
+        ]
+    return tuple(columns)
+
+
 # ---------------------------------------------------------------- columns
 
 
 def _columns(plan: ModelPlan, detail: Detail) -> tuple[Column, ...]:
     rows = plan.rows
     sizes = [row.memory.total_bytes for row in rows if row.memory is not None]
-    unit, name = (GB, "GB") if not sizes or max(sizes) >= GB else (MB, "MB")
+    unit, name = _unit(sizes)
     both = plan.gpu is not None and any(row.device == "cpu" for row in rows)
 
     def part(head: str, field: str) -> Column:
@@ -146,7 +215,7 @@ def _columns(plan: ModelPlan, detail: Detail) -> tuple[Column, ...]:
             part("runtime", "runtime_bytes"),
         ]
     chosen += [
-        Column(head="fits", unit="", cells=tuple(_fits(row) for row in rows)),
+        Column(head="fits", unit="", cells=tuple(_mark(row.fits) for row in rows)),
         Column(head="max", unit="context", cells=tuple(_context(row) for row in rows)),
         Column(
             head="decode", unit="tokens/s", cells=tuple(_speed(row.tokens_per_s) for row in rows)
@@ -162,8 +231,13 @@ def _size(row: PlanRow, field: str, unit: int) -> str:
     return UNKNOWN if row.memory is None else format_number(getattr(row.memory, field) / unit)
 
 
-def _fits(row: PlanRow) -> str:
-    return UNKNOWN if row.fits is None else "✓" if row.fits else "✗"
+def _unit(sizes: Iterable[int]) -> tuple[int, str]:
+    """The unit that suits the largest size."""
+    return (MB, "MB") if 0 < max(sizes, default=0) < GB else (GB, "GB")
+
+
+def _mark(fits: bool | None) -> str:
+    return UNKNOWN if fits is None else "✓" if fits else "✗"
 
 
 def _context(row: PlanRow) -> str:

@@ -2,6 +2,7 @@
 
     python -m llmfit.runner.worker CHANNEL_FD run|environment
 
+A plan of tensor parallelism is run by processes of its own (``rank.py``), which this one starts.
 Stdin stays open while the parent lives; when it closes, the worker ends at once, so no orphan
 is left behind.
 """
@@ -24,16 +25,19 @@ from llmfit.backends.base import Progress
 from llmfit.backends.registry import added_packages, get_backend, split_id
 from llmfit.child import die_with_parent
 from llmfit.deployer import Deployer
+from llmfit.device.allocations import peaks_allocated_bytes
 from llmfit.device.energy import energy_meter
 from llmfit.device.environment import environment
-from llmfit.device.execution import is_out_of_memory
+from llmfit.device.execution import is_out_of_memory, require_gpus
 from llmfit.device.limits import limit_private_memory
 from llmfit.device.memory import MemoryMeter, PeakMemory, private_bytes, resident_bytes
 from llmfit.errors import DoesNotFit, LlmfitError, TaskUnavailable, first_line
 from llmfit.evaluate.finite import check_logits
 from llmfit.measure import random_prompts
-from llmfit.records import Measurement, Memory, Plan, RunRecord, from_json
+from llmfit.parallel import group
+from llmfit.records import Energy, Measurement, Memory, Plan, RunRecord, from_json
 from llmfit.runner.messages import Message, Stage, encode
+from llmfit.runner.shared import is_shared, run_shared
 from llmfit.step_profile import profile_steps
 from llmfit.units import format_bytes
 
@@ -68,17 +72,26 @@ def blank_record(plan: Plan) -> RunRecord:
 def run_plan(plan: Plan, progress: Progress) -> RunRecord:
     """Load, time and score one format. An expected failure is a record with its reason.
 
-    What was measured before a failure stays in the record.
+    What was measured before a failure stays in the record. Where several processes are to share
+    the model, they are started, each to do the same.
     """
     record = blank_record(plan)
     started = time.perf_counter()
     backend = get_backend(plan.backend)
+    if is_shared(plan) and group.size() == 1:
+        try:
+            backend.require(plan)
+            if plan.device == "cuda":
+                require_gpus(plan.gpus)
+        except LlmfitError as exc:
+            return replace(record, reason=str(exc))
+        return run_shared(plan, record, progress)
     _limit_memory(plan)
     progress("import", 0, 0)
     backend.prepare(plan)
     import_module("scipy.stats")  # judges the samples before the peak memory is read
     energy_meter(plan.device)  # what it imports is no part of the model's memory
-    meter = MemoryMeter(plan.device)
+    meter = MemoryMeter(plan.device, beyond_torch=backend.gpu_memory == "driver")
     deployer = Deployer.from_plan(plan)
     try:
         record = _load(record, deployer, meter, progress)
@@ -132,7 +145,7 @@ def _load(
         kernel=info.kernel,
         dtype=info.dtype,
         notes=record.notes + info.notes,
-        weights_bytes=info.weights_bytes,
+        weights_bytes=_of_the_group(info.weights_bytes),
         quantized_share=info.quantized_share,
         artifact=info.artifact,
         quantize_s=info.quantize_s,
@@ -140,11 +153,21 @@ def _load(
     )
 
 
+def _of_the_group(figure: int | None) -> int | None:
+    """The sum over the processes that share the model; one's own where there is one."""
+    return None if figure is None else sum(group.of_all(figure))
+
+
 def _benchmark(
     record: RunRecord, deployer: Deployer, meter: MemoryMeter, progress: Progress
 ) -> RunRecord:
     started = time.perf_counter()
-    timing = deployer.benchmark(progress=progress)
+
+    def between_runs(stage: str, done: int, total: int) -> None:
+        meter.sample()
+        progress(stage, done, total)
+
+    timing = deployer.benchmark(progress=between_runs)
     record = replace(
         record,
         measure_s=time.perf_counter() - started,
@@ -153,10 +176,10 @@ def _benchmark(
         ttft_s=timing.ttft_s,
         warmup_s=timing.warmup_s,
         warnings=timing.warnings,
-        energy=timing.energy,
+        energy=timing.energy if deployer.plan.gpus == 1 else Energy(),  # one GPU's is not all
         notes=record.notes + timing.notes,
         compile_s=_compile_s(timing) if record.backend == "compiled" else None,
-        memory=_memory(record, meter.read()),
+        memory=_memory(record, deployer.plan, meter.read()),
     )
     plan = deployer.plan
     if not plan.profile:
@@ -176,11 +199,21 @@ def _compile_s(timing: Measurement) -> float | None:
     return max(0.0, timing.warmup_s[0] - usual)
 
 
-def _memory(record: RunRecord, peak: PeakMemory) -> Memory:
+def _memory(record: RunRecord, plan: Plan, peak: PeakMemory) -> Memory:
     """Measured memory beside the prediction; the runtime part is beyond what is measured here."""
     assert record.memory is not None
-    on_gpu = record.memory.device == "cuda"
-    measured = peak.peak_allocated_bytes if on_gpu else peak.peak_ram_bytes
+    measured = peak.peak_ram_bytes
+    if record.memory.device == "cuda":
+        by_driver = get_backend(record.backend).gpu_memory == "driver"
+        measured = peak.beyond_context_bytes if by_driver else peak.peak_allocated_bytes
+    per_gpu: tuple[int, ...] = ()
+    if is_shared(plan):
+        per_gpu = group.of_all(measured or 0)  # a peak that is not known makes none known
+    elif plan.gpus > 1:
+        per_gpu = peaks_allocated_bytes(plan.gpus)
+    if per_gpu:
+        per_gpu = per_gpu if all(per_gpu) else ()
+        measured = max(per_gpu, default=None)
     predicted = record.memory.predicted
     error = None
     if predicted is not None and measured:
@@ -189,6 +222,7 @@ def _memory(record: RunRecord, peak: PeakMemory) -> Memory:
     return replace(
         record.memory,
         peak_bytes=measured,
+        per_gpu_peak_bytes=per_gpu,
         error_pct=error,
         peak_ram_bytes=peak.peak_ram_bytes,
         idle_ram_bytes=peak.idle_ram_bytes,
@@ -292,7 +326,7 @@ def _out_of_memory(record: RunRecord, plan: Plan, exc: BaseException) -> RunReco
     return replace(record, status="failed", reason=str(error))
 
 
-class _Channel:
+class Channel:
     """The pipe to the parent; progress is thinned out, records are not."""
 
     def __init__(self, pipe: BinaryIO) -> None:
@@ -301,10 +335,12 @@ class _Channel:
         self._stage = ""
 
     def send(self, message: Message) -> None:
+        """Write one message."""
         self._pipe.write(encode(message))
         self._pipe.flush()
 
     def progress(self, stage: str, done: int, total: int) -> None:
+        """A ``Progress``."""
         now = time.monotonic()
         if stage == self._stage and done < total and now - self._last < _PROGRESS_INTERVAL_S:
             return
@@ -327,7 +363,7 @@ def main(arguments: list[str]) -> int:
     """Run one plan, or describe the environment; the exit code is 0 when a message was sent."""
     descriptor, task = int(arguments[0]), arguments[1]
     with os.fdopen(descriptor, "wb", buffering=0) as pipe:
-        channel = _Channel(pipe)
+        channel = Channel(pipe)
         if task in ("environment", "bandwidth"):
             found = environment(bandwidth=task == "bandwidth", added=added_packages())
             channel.send(Message(environment=found))

@@ -32,6 +32,41 @@ def test_a_plan_fits_80_columns_and_says_how_to_measure(llmfit: Run, tmp_path: P
     assert f"llmfit compare {MODEL} --weights synthetic" in text
 
 
+def test_a_plan_over_several_gpus_fits_80_columns_and_says_the_fewest(
+    llmfit: Run, tmp_path: Path
+) -> None:
+    """A second table: the fullest GPU by both ways to split, and how few cards hold each format."""
+    given = (MODEL, "--gpu", "RTX 4060", "--gpus", "4", "--runs-dir", str(tmp_path))
+    done = llmfit("plan", *given, COLUMNS="80")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    (start,) = [index for index, line in enumerate(lines) if line.startswith("Over 4 × ")]
+    (sdpa,) = [line.split() for line in lines[start:] if line.startswith("BF16 + SDPA")]
+    planned = json.loads(llmfit("plan", *given, "--format", "json").stdout)
+    assert planned["gpus"] == 4
+    row = next(row for row in planned["rows"] if row["backend"] == "sdpa")
+    marks = {True: "✓", False: "✗", None: "–"}
+    cells = [
+        (f"{split['fullest_bytes'] / GB:.2f}", marks[split["fits"]], str(split["fewest_gpus"]))
+        for split in row["splits"]
+    ]
+    assert sdpa[-6:] == [*cells[0], *cells[1]]
+    text = " ".join(done.stdout.split())
+    assert "over several GPUs: it runs on the CPU" in text
+    assert "balanced: whole layers on each GPU" in text
+    compiled = next(row for row in planned["rows"] if row["backend"] == "compiled")
+    assert compiled["splits"][0]["fullest_bytes"] is None
+
+
+@pytest.mark.parametrize("value", ["0", "65", "two", "1.5", "-2"])
+def test_a_wrong_number_of_gpus_is_a_usage_error(llmfit: Run, value: str) -> None:
+    """It names the value, and nothing is planned."""
+    done = llmfit("plan", MODEL, "--gpu-gb", "8", f"--gpus={value}")
+    assert done.returncode == 2 and done.stdout == ""
+    assert repr(value) in done.stderr
+
+
 def test_the_json_of_a_plan_keeps_the_contract(llmfit: Run, tmp_path: Path) -> None:
     """Bytes by part add up, the context fits, a rate is a range with its basis; unknown is null."""
     done = llmfit("plan", MODEL, "--gpu-gb", "8", "--format", "json", "--runs-dir", str(tmp_path))

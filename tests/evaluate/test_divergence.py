@@ -307,6 +307,22 @@ def test_a_missing_reference_is_a_note(path: Path) -> None:
     assert scores.notes == ("no divergence: bf16 left no logits to compare with.",)
 
 
+def test_a_model_without_logits_has_a_perplexity_alone(path: Path) -> None:
+    """A note says why there is no divergence, and a reference that is there is left alone."""
+    run(NoisyModel(), path, writes=True)
+    before = path.read_bytes()
+
+    class Untelling(NoisyModel):
+        gives_logits = False
+
+    scores = run(Untelling(noise=0.1), path)
+    assert scores.divergence is None and path.read_bytes() == before
+    assert scores.notes == (
+        "no divergence: this engine tells the probabilities of the text's tokens alone",
+    )
+    assert scores.perplexity.token > 1
+
+
 def test_an_infinite_divergence_is_a_note(path: Path) -> None:
     """A row that excludes what the reference expects has no finite KL."""
 

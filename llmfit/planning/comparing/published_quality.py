@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llmfit.planning.memory.gguf_mixtures import DEFAULT_TYPE
+from llmfit.planning.memory.kv_cache import is_llama_cpp
 from llmfit.units import format_signed
 
 
@@ -30,8 +31,8 @@ class PublishedCost:
 
 def published_cost(backend: str) -> PublishedCost | None:
     """The published cost of a backend id, e.g. ``gguf:q3_k_m``; None where none is known here."""
-    name, _, variant = backend.partition(":")
-    if name == "gguf":
+    variant = backend.partition(":")[2]
+    if is_llama_cpp(backend):
         return _GGUF.get(variant or DEFAULT_TYPE)
     return _COSTS.get(backend)
 
@@ -47,6 +48,7 @@ _COSTS = {
     "sdpa": _SAME_WEIGHTS,
     "compiled": _SAME_WEIGHTS,
     "offload": _SAME_WEIGHTS,
+    "vllm": _SAME_WEIGHTS,
     "int8": PublishedCost(
         low=7.3451 / 7.3315 - 1,
         high=6.21 / 6.14 - 1,

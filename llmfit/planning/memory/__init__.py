@@ -2,3 +2,6 @@
 
 weights, kv_cache, activations ─► prediction, their sum ─► context, the largest that fits
 """
+
+MOST_GPUS = 64
+"""That a model is spread over: those of the largest racks whose GPUs are linked (NVL72 has 72)."""

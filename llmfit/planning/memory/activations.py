@@ -19,7 +19,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llmfit.planning.memory.kv_cache import llama_cpp_cells
+from llmfit.planning.memory.kv_cache import is_llama_cpp, llama_cpp_cells
+from llmfit.planning.memory.weights import TILE_COLUMNS
 from llmfit.records import Device, Workload
 from llmfit.shape import Attention, LayerShape, Matrix, ModelShape
 
@@ -50,6 +51,9 @@ _INT8_VALUE_BYTES = {"cuda": 4 + 2 + 2, "cpu": 4 + 2 + 2}
 """Per value of a product: int32, then float16 and bfloat16 of it on a GPU; int32, bfloat16 of it
 and the same with the outliers added on a CPU, where llmfit's kernels are.
 Source: bitsandbytes 0.50, int8_mm_dequant, backend cuda; kernels/cpu.cpp."""
+_FP8_INPUT_BYTES = 3 * 4 + 1
+"""Per value of an input that is rounded: it, scaled and clamped, in 32 bits each, and the outcome.
+Source: torchao 0.18, _quantize_affine_float8."""
 _HQQ_COPIES = 2
 """Of a weight in 16 bits while it is unpacked: then less the zero point and times the scale, each
 a new tensor. Source: hqq 0.2, Quantizer.dequantize."""
@@ -89,7 +93,7 @@ def activation_bytes(
 
     ``eager`` says that attention is not fused. The workspace of the matrix library is not counted.
     """
-    if backend.partition(":")[0] == "gguf":
+    if is_llama_cpp(backend):
         return _llama_cpp_bytes(shape, workload)
     passes = (*prefill_passes(workload), decode_pass(backend, workload))
     return max(
@@ -254,6 +258,13 @@ def _product_bytes(matrix: Matrix, backend: str, run: Pass, device: Device) -> i
         return packed + max(outcome * _INT8_VALUE_BYTES[device], general + 2 * outcome * _BYTES_32)
     if backend.partition(":")[0] == "nf4" and (device == "cpu" or run.tokens > _NF4_DIRECT_TOKENS):
         return (outcome + weights) * _BYTES_16
+    if backend == "fp8":
+        values = run.tokens * matrix.columns
+        return max(_FP8_INPUT_BYTES * values, values + outcome * _BYTES_16)
+    if backend == "int4wo":
+        padded = -(-matrix.columns // TILE_COLUMNS) * TILE_COLUMNS
+        copied = padded if padded != matrix.columns else 0
+        return (outcome + run.tokens * copied) * _BYTES_16
     if backend == "hqq":
         return (outcome + _HQQ_COPIES * weights) * _BYTES_16
     return outcome * _BYTES_16

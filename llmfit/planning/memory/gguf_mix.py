@@ -111,16 +111,20 @@ def tensor_types(shape: ModelShape, file_type: str) -> tuple[TypedTensor, ...] |
     )
 
 
-def gguf_bytes(shape: ModelShape, file_type: str) -> int | None:
+def gguf_bytes(shape: ModelShape, file_type: str, *, on_gpu: bool = False) -> int | None:
     """Bytes of all tensors of the model's GGUF file, metadata and padding apart.
 
-    Factors of rotary embeddings, below 1 KB where a model has any, are left out. None for an
-    unknown file type.
+    ``on_gpu``: of those that are there when all layers are. llama.cpp leaves the tables of the
+    input in RAM; an embedding that is the output head too is copied to the GPU as that. Factors of
+    rotary embeddings, below 1 KB where a model has any, are left out. None for an unknown file
+    type. Source: llama.cpp, llama_model_base::load_tensors, dev_input.
     """
     tensors = tensor_types(shape, file_type)
     if tensors is None:
         return None
-    return sum(tensor.size_bytes for tensor in tensors) + _vector_bytes(shape)
+    in_ram = _LOOKUPS if shape.tied else _LOOKUPS | {"token_embd"}
+    held = (tensor for tensor in tensors if not (on_gpu and tensor.name in in_ram))
+    return sum(tensor.size_bytes for tensor in held) + _vector_bytes(shape)
 
 
 def gguf_read_bytes(shape: ModelShape, file_type: str, batch: int = 1) -> int | None:

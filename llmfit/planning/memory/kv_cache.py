@@ -34,6 +34,11 @@ _QUANTISING_BYTES = 42
 one layer's keys. Source: peak resident set of 36 to 46 bytes a value, hqq 0.2.8, 8.4 M values."""
 _BITS_16 = 16.0
 _CONTEXT_STEP = 256
+_VLLM_WINDOW_TOKENS = 2048
+"""Room that vLLM's pool has at least: the usual window of a perplexity."""
+_VLLM_BLOCK_TOKENS = 128
+"""vLLM's largest block, which every sequence has one of in part. Most of its attention kernels take
+16. Source: vLLM 0.30, v1/attention/backends, get_supported_kernel_block_sizes."""
 
 
 def group_size(head_dim: int) -> int | None:
@@ -63,22 +68,28 @@ def kv_cache_bytes(
     *,
     backend: str = "bf16",
     kv_cache_dtype: KvCacheDtype | None = None,
+    vllm_context: int | None = None,
 ) -> int:
     """Bytes of keys, values and states for prompt and new tokens, as the cache is allocated.
 
-    With a quantised cache a PyTorch row counts up to ``RESIDUAL_TOKENS`` − 1 of the new tokens in
-    16 bits, the most that ever are. A model without a shape is taken by its plain numbers.
+    vLLM's is a pool for all sequences, and for one of ``vllm_context`` tokens (None: the usual
+    window) and the token that it predicts. With a quantised cache a PyTorch row counts up to
+    ``RESIDUAL_TOKENS`` − 1 of the new tokens in 16 bits, the most that ever are. A model without a
+    shape is taken by its plain numbers.
     """
     tokens = workload.prompt_tokens + workload.new_tokens
     plain = tokens
     if kv_cache_dtype is not None:
         plain = min(workload.new_tokens - 1, RESIDUAL_TOKENS - 1)
-    if _is_llama_cpp(backend):
+    if is_llama_cpp(backend):
         tokens = llama_cpp_cells(tokens)
         plain = tokens if kv_cache_dtype is None else 0
     bits = _BITS_16 if kv_cache_dtype is None else _bits(spec, backend, kv_cache_dtype)
     bits_a_value = plain * _BITS_16 + (tokens - plain) * bits
     values = sum(token_values(each, backend) for each in _attentions(spec))
+    if backend == "vllm":
+        held = _vllm_tokens(workload, vllm_context or vllm_window(spec, workload))
+        return round(held * values * bits / 8) + workload.batch * _state_bytes(spec, backend)
     per_sequence = values * bits_a_value / 8
     return round(workload.batch * (per_sequence + _state_bytes(spec, backend)))
 
@@ -98,7 +109,7 @@ def kv_read_bytes(
     total = _state_bytes(spec, backend)
     for attention in _attentions(spec):
         met = context_tokens
-        if attention.window is not None and _is_llama_cpp(backend):
+        if attention.window is not None and is_llama_cpp(backend):
             met = min(met, attention.window)
         if attention.cached_heads == 0:  # what another layer cached is read here too
             attention = replace(attention, cached_heads=None)
@@ -117,7 +128,7 @@ def token_values(attention: Attention, backend: str = "bf16") -> int:
     if attention.latent_dim is not None:
         return attention.latent_dim
     heads = attention.cached_heads
-    if heads is None or (heads > 0 and _is_llama_cpp(backend)):
+    if heads is None or (heads > 0 and is_llama_cpp(backend)):
         heads = attention.kv_heads
     return heads * (attention.key_dim + attention.value_dim)
 
@@ -150,18 +161,36 @@ def _state_bytes(spec: ModelSpec, backend: str) -> int:
     """
     layers: tuple[LayerShape, ...] = spec.shape.of_layers() if spec.shape is not None else ()
     values = sum(layer.state.elements for layer in layers if layer.state is not None)
-    return values * (4 if _is_llama_cpp(backend) else 2)
+    return values * (4 if is_llama_cpp(backend) else 2)
 
 
 def _bits(spec: ModelSpec, backend: str, dtype: KvCacheDtype) -> float:
     """Bits a value of a quantised cache."""
-    if _is_llama_cpp(backend):
+    if is_llama_cpp(backend):
         return _BLOCK_BYTES[dtype] * 8 / BLOCK
     return hqq_bits(dtype, spec.head_dim)
 
 
-def _is_llama_cpp(backend: str) -> bool:
-    return backend.partition(":")[0] == "gguf"
+def is_llama_cpp(backend: str) -> bool:
+    """True for the rows that llama.cpp runs, on the CPU or on a GPU, of any type."""
+    return backend.partition(":")[0] in ("gguf", "gguf-gpu")
+
+
+def vllm_window(spec: ModelSpec, workload: Workload) -> int:
+    """Tokens of the longest sequence that vLLM's pool has room for: the workload's, or a window."""
+    tokens = workload.prompt_tokens + workload.new_tokens
+    return min(max(tokens, _VLLM_WINDOW_TOKENS), spec.max_position_embeddings)
+
+
+def _vllm_tokens(workload: Workload, context: int) -> int:
+    """Tokens of a pool in whole blocks, one of which vLLM keeps empty.
+
+    Source: vLLM 0.30, v1/core/block_pool.py, null_block.
+    """
+    asked = workload.prompt_tokens + workload.new_tokens + 1
+    block = _VLLM_BLOCK_TOKENS
+    blocks = max(workload.batch * -(-asked // block), -(-(context + 1) // block))
+    return (blocks + 1) * block
 
 
 def llama_cpp_cells(tokens: int) -> int:

@@ -10,12 +10,14 @@ format is not known.
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 from llmfit.planning.memory.activations import EAGER_ONLY, activation_bytes
-from llmfit.planning.memory.kv_cache import kv_cache_bytes, quantising_bytes
+from llmfit.planning.memory.kv_cache import is_llama_cpp, kv_cache_bytes, quantising_bytes
 from llmfit.planning.memory.weights import repacking_bytes
 from llmfit.planning.memory.weights import weights_bytes as weights_bytes_of
 from llmfit.records import Device, Hardware, KvCacheDtype, MemoryPrediction, ModelSpec, Workload
+from llmfit.shape import ModelShape
 
 CUDA_RUNTIME_BYTES = 500_000_000
 """CUDA context and library workspaces, beside what the allocator counts. Source: nvidia-smi of an
@@ -55,8 +57,11 @@ def workspace_bytes(device: Device, gpu: Hardware | None = None) -> int:
 
 
 def uses_eager_attention(spec: ModelSpec, backend: str) -> bool:
-    """Whether a row computes its scores one by one: the bf16 row does, and some models always."""
-    return backend == "bf16" or spec.model_type in EAGER_ONLY
+    """Whether a row computes its scores one by one: the bf16 row does, and some models always.
+
+    Those models in transformers alone: vLLM's kernels have caps and sinks.
+    """
+    return backend == "bf16" or (spec.model_type in EAGER_ONLY and backend != "vllm")
 
 
 def idle_worker_bytes(backend: str) -> int:
@@ -83,15 +88,38 @@ def predict_memory(
     weights = weights_bytes(spec, backend, device)
     if weights is None or spec.shape is None:
         return None
+    return with_working_set(
+        weights, spec, spec.shape, backend, workload, device,
+        kv_cache_dtype=kv_cache_dtype, idle_ram_bytes=idle_ram_bytes, gpu=gpu,
+    )  # fmt: skip
+
+
+def with_working_set(
+    weights: int,
+    spec: ModelSpec,
+    shape: ModelShape,
+    backend: str,
+    workload: Workload,
+    device: Device,
+    *,
+    kv_cache_dtype: KvCacheDtype | None = None,
+    idle_ram_bytes: int | None = None,
+    gpu: Hardware | None = None,
+) -> MemoryPrediction:
+    """``weights`` bytes with the cache, activations and runtime of what computes ``shape``.
+
+    ``shape`` is ``spec``'s own, or the share of one of several GPUs.
+    """
+    spec = replace(spec, shape=shape)
     cache = kv_cache_bytes(spec, workload, backend=backend, kv_cache_dtype=kv_cache_dtype)
     activations = activation_bytes(
-        spec.shape, backend, workload, device=device, eager=uses_eager_attention(spec, backend)
+        shape, backend, workload, device=device, eager=uses_eager_attention(spec, backend)
     )
-    if kv_cache_dtype is not None and not backend.startswith("gguf"):
+    if kv_cache_dtype is not None and not is_llama_cpp(backend):
         activations = max(activations, quantising_bytes(spec, workload))
     activations += workspace_bytes(device, gpu)
     if device == "cpu":  # a row may be at its fullest before it has a cache
-        activations = max(activations, repacking_bytes(spec.shape, backend) - cache)
+        activations = max(activations, repacking_bytes(shape, backend) - cache)
     runtime = CUDA_RUNTIME_BYTES + ALLOCATOR_SLACK_BYTES
     if device == "cpu":
         runtime = idle_worker_bytes(backend) if idle_ram_bytes is None else idle_ram_bytes

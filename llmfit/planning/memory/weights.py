@@ -1,31 +1,43 @@
 """Bytes of a model's weights in each format, from its shape.
 
     format            linear layers of the blocks               everything else
-    bf16, sdpa …      2 bytes a weight                          2 bytes
+    bf16, sdpa, vllm  2 bytes a weight                          2 bytes
     int8              1 byte, a float32 scale a row             2 bytes
     nf4               half a byte, statistics a block of 64     2 bytes
     gptq, awq         half a byte, scale and zero a group       2 bytes
     int8wo            1 byte, scale and zero a row              2 bytes
+    int4wo            half a byte, scale and zero a group       2 bytes
+    fp8               1 byte, a float32 scale a row             2 bytes
     hqq               half a byte, scale and zero a group       2 bytes
     gguf:TYPE         a type for every tensor                   the same
+    gguf-gpu:TYPE     the same                                  the same; tables read by rows in RAM
+
+``onnx`` is not among them: onnxruntime packs the matrices anew as it loads, and its peak was 491 MB
+for files of 154 MB, so the files' bytes tell nothing.
 
 Everything else is embeddings, output head, norms, biases, routers, and experts that transformers
-holds in one fused parameter, which no library here replaces. ``gguf_mix`` knows GGUF.
+holds in one fused parameter, which no library here replaces. ``gguf_mix`` knows GGUF, ``split``
+what of this lies on which of several GPUs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from math import ceil
 
 from llmfit.planning.memory.gguf_mix import gguf_bytes, gguf_read_bytes
 from llmfit.planning.memory.gguf_mixtures import DEFAULT_TYPE
+from llmfit.planning.memory.kv_cache import is_llama_cpp
 from llmfit.records import Device
 from llmfit.shape import LayerShape, Matrix, ModelShape
 
-UNQUANTIZED = frozenset({"bf16", "sdpa", "compiled", "offload"})
-"""Backends that keep every weight in 16 bits."""
+UNQUANTIZED = frozenset({"bf16", "sdpa", "compiled", "offload", "vllm"})
+"""Backends that keep every weight in 16 bits, as vLLM does unless it is given a quantised model."""
+
+_ON_GPUS_ALONE = frozenset({"int4wo", "fp8", "gguf-gpu", "vllm"})
+"""Backends that have no bytes on a CPU, where they do not run."""
 
 GROUP_SIZES = (128, 64, 32)
 """Inputs that share a scale in GPTQ and AWQ; the first that suits most weights is taken."""
@@ -49,6 +61,13 @@ _CODE_NF4_BYTES = 16 * 4
 _CODE_NESTED_BYTES = 256 * 4 + 4
 """The nested type's own table in float32, and the mean that is subtracted first."""
 _GROUP_HQQ = 64
+_GROUP_INT4WO = 128
+_TILE_ROWS, TILE_COLUMNS = 8, 1024
+"""What torchao pads a matrix to in whole for tinygemm's tiles.
+Source: torchao 0.18, Int4TilePackedTo4dTensor.from_hp."""
+_FP8_STEP = 16
+"""Rows and columns of a matrix that FP8 products take come in multiples of this.
+Source: torchao 0.18, _fp8_mm_compat."""
 _FP8_BLOCK = 128
 _MXFP4_BLOCK = 32
 
@@ -65,6 +84,25 @@ _Packing = Callable[[Matrix], int]
 """Bytes of one copy of a matrix."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightParts:
+    """Bytes of the weights by where they stand in a model, in the order of its modules."""
+
+    embedding: int
+    extra: int
+    """Further matrices before the layers: learned positions, projections."""
+    layers: tuple[int, ...]
+    last: int
+    """Vectors outside the layers: the last norm, a bias of the head."""
+    head: int
+    """0 where the head is the embedding."""
+
+    @property
+    def total(self) -> int:
+        """Bytes of all."""
+        return self.embedding + self.extra + sum(self.layers) + self.last + self.head
+
+
 @lru_cache(maxsize=64)  # the search for the largest context asks again and again
 def weights_bytes(
     shape: ModelShape, backend: str, *, stored: str | None = None, device: Device = "cuda"
@@ -72,17 +110,50 @@ def weights_bytes(
     """Bytes of all weights as the format holds them, or None where its layout is not known here.
 
     ``backend`` is a backend's id, or for planning alone ``gptq:int8`` and ``nf4:double`` (double
-    quantisation). ``stored`` is the checkpoint's own method and ``device`` where it runs, for the
-    backend ``stored``.
+    quantisation). ``stored`` is the checkpoint's own method, ``device`` where it runs; None, too,
+    where the format does not run there.
     """
-    if backend.partition(":")[0] == "gguf":
-        return gguf_bytes(shape, _gguf_type(backend))
-    packing = _packing(shape, backend, stored, device)
-    if packing is None:
+    if not _runs_on(device, backend):
         return None
-    outside = shape.parameters - sum(_layer_values(layer) for layer in shape.of_layers())
-    layers = sum(_layer_bytes(layer, packing) for layer in shape.of_layers())
-    return outside * _BYTES_16 + layers
+    if is_llama_cpp(backend):
+        on_gpu = backend.partition(":")[0] == "gguf-gpu"
+        return gguf_bytes(shape, _gguf_type(backend), on_gpu=on_gpu)
+    parts = weight_parts(shape, backend, stored=stored, device=device)
+    return None if parts is None else parts.total
+
+
+def weight_parts(
+    shape: ModelShape, backend: str, *, stored: str | None = None, device: Device = "cuda"
+) -> WeightParts | None:
+    """The bytes that ``weights_bytes`` sums, by part; None where its layout is not known here.
+
+    None for GGUF, too, which is no model of transformers' modules.
+    """
+    packing = _packing(shape, backend, stored, device)
+    return None if packing is None else _parts(shape, packing)
+
+
+def placed_parts(shape: ModelShape, backend: str) -> WeightParts | None:
+    """What transformers takes the weights for while it places them on several GPUs.
+
+    Of bitsandbytes' layers that is their codes alone, without the statistics. Source: transformers
+    5.23, quantizers/base.py, param_element_size.
+    """
+    bits = _CODE_BITS.get(backend)
+    if bits is None:
+        return weight_parts(shape, backend)
+    return _parts(shape, partial(_linear_only, pack=partial(_codes, bits=bits)))
+
+
+def _parts(shape: ModelShape, packing: _Packing) -> WeightParts:
+    kinds = [_layer_bytes(kind, packing) for kind in shape.kinds]
+    return WeightParts(
+        embedding=shape.embedding.parameters * _BYTES_16,
+        extra=sum(matrix.parameters for matrix in shape.extra) * _BYTES_16,
+        layers=tuple(kinds[index] for index in shape.layers),
+        last=shape.vectors * _BYTES_16,
+        head=0 if shape.tied else shape.head.parameters * _BYTES_16,
+    )
 
 
 def weights_read_bytes(
@@ -98,7 +169,9 @@ def weights_read_bytes(
     Of the experts as many as ``batch`` independent, even choices are expected to meet; of the
     embedding a row a sequence; the output head whole, also where it is the embedding.
     """
-    if backend.partition(":")[0] == "gguf":
+    if not _runs_on(device, backend):
+        return None
+    if is_llama_cpp(backend):
         return gguf_read_bytes(shape, _gguf_type(backend), batch)
     packing = _packing(shape, backend, stored, device)
     if packing is None:
@@ -163,7 +236,7 @@ def unpacked_expert_share(shape: ModelShape, backend: str) -> float:
     replace only those. llama.cpp quantises them, and a ready checkpoint is as its maker left it.
     """
     name = backend.partition(":")[0]
-    if name in UNQUANTIZED or name in ("gguf", "stored"):
+    if name in UNQUANTIZED or name == "stored" or is_llama_cpp(backend):
         return 0.0
     fused = sum(
         matrix.parameters
@@ -188,10 +261,6 @@ def _layer_bytes(
     return round(matrices) + layer.vectors * _BYTES_16
 
 
-def _layer_values(layer: LayerShape) -> int:
-    return sum(matrix.parameters for matrix in layer.matrices) + layer.vectors
-
-
 def _divisible(sizes: dict[str, list[Matrix]], group: int) -> frozenset[str]:
     alone = {
         name
@@ -209,6 +278,10 @@ def _values(sizes: dict[str, list[Matrix]], names: Iterable[str]) -> int:
     return sum(matrix.parameters for name in names for matrix in sizes[name])
 
 
+def _runs_on(device: Device, backend: str) -> bool:
+    return device == "cuda" or backend.partition(":")[0] not in _ON_GPUS_ALONE
+
+
 def _gguf_type(backend: str) -> str:
     return backend.partition(":")[2] or DEFAULT_TYPE
 
@@ -220,6 +293,10 @@ def _packing(
     shape: ModelShape, backend: str, stored: str | None, device: Device
 ) -> _Packing | None:
     """How a format holds the matrices of the blocks; None where that is not known here."""
+    if not _runs_on(device, backend):
+        return None
+    if backend == "vllm" and stored is not None:  # repacked for kernels of its own
+        return None
     if backend in UNQUANTIZED:
         return _plain
     if backend == "stored":
@@ -281,7 +358,31 @@ def _hqq(matrix: Matrix) -> int:
     return values // 2 + 2 * _BYTES_16 * values // _GROUP_HQQ
 
 
-_MODULES: dict[str, _Packing] = {"int8wo": _int8wo, "hqq": _hqq}
+def _int4wo(matrix: Matrix) -> int:
+    """Half a byte a weight, scale and zero point in 16 bits a group, padded to whole tiles.
+
+    Source: torchao 0.18, Int4TilePackedTo4dTensor, qdata and scale_and_zero.
+    """
+    if matrix.columns % _GROUP_INT4WO:
+        return _plain(matrix)
+    rows = ceil(matrix.rows / _TILE_ROWS) * _TILE_ROWS
+    values = rows * ceil(matrix.columns / TILE_COLUMNS) * TILE_COLUMNS
+    return values // 2 + 2 * _BYTES_16 * values // _GROUP_INT4WO
+
+
+def _fp8_rows(matrix: Matrix) -> int:
+    """A byte a weight and a float32 scale a row. Source: torchao 0.18, Float8Tensor, PerRow."""
+    if matrix.rows % _FP8_STEP or matrix.columns % _FP8_STEP:
+        return _plain(matrix)
+    return matrix.rows * matrix.columns + 4 * matrix.rows
+
+
+_MODULES: dict[str, _Packing] = {
+    "int8wo": _int8wo,
+    "int4wo": _int4wo,
+    "fp8": _fp8_rows,
+    "hqq": _hqq,
+}
 """Formats whose libraries replace ``nn.Linear`` alone."""
 
 
@@ -303,6 +404,12 @@ _BNB: dict[str, _Packing] = {
     "nf4": _nf4,
     "nf4:double": partial(_nf4, double=True),
 }
+_CODE_BITS = {"int8": 8, "nf4": 4, "nf4:double": 4}
+
+
+def _codes(matrix: Matrix, *, bits: int) -> int:
+    """The codes alone."""
+    return matrix.rows * matrix.columns * bits // 8
 
 
 def _grouped(matrix: Matrix, *, bits: int, group: int, order: bool, unpacked: bool) -> int:

@@ -15,6 +15,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from llmfit.planning.memory.kv_cache import is_llama_cpp
 from llmfit.planning.speed.work import Work
 from llmfit.records import Hardware, KvCacheDtype
 
@@ -76,7 +77,7 @@ def stated(backend: str, hardware: Hardware, kv_cache_dtype: KvCacheDtype | None
     efficiency = _STATED.get((name, place)) or _of_an_unstated_format(place)
     if place == "gpu" and _DESKTOP_CARD.search(hardware.name):
         efficiency = _beside_a_desktop(efficiency)
-    if kv_cache_dtype is not None and name != "gguf":
+    if kv_cache_dtype is not None and not is_llama_cpp(backend):
         efficiency = _with_quantised_cache(efficiency)
     return _with_guessed_bandwidth(efficiency) if is_guess(hardware) else efficiency
 
@@ -159,6 +160,7 @@ def _range(
 _BNB = "bitsandbytes' benchmark"
 _QWEN = "Qwen's benchmarks"
 _TWO_CORES = "rates on two CPU cores"
+_LLAMA_CPP = "llama.cpp's benchmarks"
 
 _STATED: dict[tuple[str, Place], Efficiency] = {
     # GPU: seconds a layer are those beside a server's CPU, the slowest those of small cloud hosts.
@@ -189,6 +191,18 @@ _STATED: dict[tuple[str, Place], Efficiency] = {
     # bits': their kernels unpack less.
     ("gptq", "gpu"): _range((0.35, 0.55, 0.80), (0.30, 0.50, 0.70), (1.30, 0.75, 0.45), _QWEN),
     ("awq", "gpu"): _range((0.35, 0.55, 0.80), (0.30, 0.50, 0.70), (1.40, 0.80, 0.36), _QWEN),
+    # vLLM: 311.55, 183.33 and 46.30 tokens/s of Qwen2.5-0.5B, 1.5B and 14B in 24, 28 and 48 layers
+    # on an A100 (2,039 GB/s), vLLM 0.6.3: 28 GB a token at 0.64 of the bandwidth, 0.13 to 0.19 ms a
+    # layer with its scheduling, which later versions overlap. The prompt's shares are sdpa's.
+    ("vllm", "gpu"): _range((0.52, 0.64, 0.88), (0.35, 0.55, 0.75), (0.20, 0.12, 0.03), _QWEN),
+    # llama.cpp: 4.35 GB a token of Llama-8B in Q4_0 at 156.6 tokens/s on an RTX 3090, 0.73 of its
+    # 936 GB/s (ggml-org/llama.cpp, pull request 15802); 4.62 GB in Q4_K_M at 112.0 on an RTX 3080,
+    # 0.68 of 760 (dmatora/LLM-inference-speed-benchmarks, issue 12). Prompts: 12,300 tokens/s of
+    # IQ4_NL on an RTX 4090 (pull request 24127) are 1.2 times its bf16 rate, as products are of 8
+    # bits. Launches as of a compiled step, with less fused.
+    ("gguf-gpu", "gpu"): _range(
+        (0.48, 0.68, 0.85), (0.35, 0.70, 1.20), (0.080, 0.030, 0.008), _LLAMA_CPP
+    ),
     # CPU: a 1.24 B Llama shape on two cores at 32 to 66 GB/s, and seconds a layer from the embedded
     # model's 6 (benchmarks/results/decode_cpu.json). The slowest are those without llmfit's own
     # kernels, for which no compiler may be there, and an 8 B one's 0.43 to 0.45 in bf16

@@ -73,6 +73,16 @@ _QWEN25 = _Run(
     engine="transformers 4.46",
     source="QwenLM/Qwen2.5, docs/source/benchmark/speed_benchmark.rst, input 1, output 2048",
 )
+_QWEN25_VLLM = _Run(
+    hardware="NVIDIA A100-SXM4-80GB",
+    engine="vLLM 0.6.3",
+    source="QwenLM/Qwen2.5, docs/source/benchmark/speed_benchmark.rst, input 1, output 2048",
+)
+_LLAMA_CPP_3080 = _Run(
+    hardware="NVIDIA GeForce RTX 3080",
+    engine="llama.cpp b3622",
+    source="dmatora/LLM-inference-speed-benchmarks, issue 12, llama-bench in Q4_K_M",
+)
 _QWEN3 = _Run(
     hardware="NVIDIA H20",
     engine="transformers 4.51",
@@ -121,6 +131,14 @@ RATES: tuple[PublishedRate, ...] = (
             "Qwen/Qwen2.5-32B-Instruct": {"sdpa": 17.54, "gptq": 19.20, "awq": 14.60},
         }
     ),
+    *_QWEN25_VLLM.rates(
+        {
+            "Qwen/Qwen2.5-0.5B-Instruct": {"vllm": 311.55},
+            "Qwen/Qwen2.5-1.5B-Instruct": {"vllm": 183.33},
+            "Qwen/Qwen2.5-14B-Instruct": {"vllm": 46.30},
+        }
+    ),
+    *_LLAMA_CPP_3080.rates({_LLAMA: {"gguf-gpu": 111.95}}),
     *_QWEN3.rates(
         {
             "Qwen/Qwen3-0.6B": {"sdpa": 58.57},

@@ -95,6 +95,7 @@ def attach_roofline(record: RunRecord, machine: Environment) -> RunRecord:
     """``record`` with the bandwidth's limit of its decode rate, and the share of it reached.
 
     As it is where nothing was timed, the bandwidth was not measured, or the bytes are not known.
+    GPUs that hold a part of every matrix read at once, those with layers one after the other.
     """
     bandwidth = machine.gpu_bandwidth if record.device == "cuda" else machine.cpu_bandwidth
     plan = record.plan
@@ -105,6 +106,7 @@ def attach_roofline(record: RunRecord, machine: Environment) -> RunRecord:
     )
     if read is None:
         return record
-    limit = plan.workload.batch * bandwidth / read
+    at_once = plan.gpus if plan.split == "tensor" else 1
+    limit = plan.workload.batch * at_once * bandwidth / read
     reached = record.decode.tokens_per_s.median / limit
     return replace(record, roofline=Roofline(limit_tokens_per_s=limit, fraction=reached))

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import ceil
 
-from llmfit.planning.memory.kv_cache import kv_read_bytes
+from llmfit.planning.memory.kv_cache import is_llama_cpp, kv_read_bytes
 from llmfit.planning.memory.weights import weights_read_bytes
 from llmfit.records import Device, KvCacheDtype, ModelSpec, Workload
 from llmfit.shape import LayerShape, ModelShape
@@ -156,7 +156,7 @@ def _step_context(backend: str, workload: Workload) -> int:
 def _passes(backend: str, workload: Workload) -> tuple[int, int]:
     """Number of passes over the prompts, and how many tokens of each one a pass takes."""
     prompt = workload.prompt_tokens
-    if backend.partition(":")[0] == "gguf":  # counts the tokens of all sequences together
+    if is_llama_cpp(backend):  # counts the tokens of all sequences together
         chunk = workload.prefill_chunk or LLAMA_CPP_CHUNK
         return ceil(workload.batch * prompt / chunk), min(chunk, prompt)
     chunk = min(workload.prefill_chunk or prompt, prompt)
@@ -195,7 +195,7 @@ def _expands_latents(backend: str) -> bool:
     transformers does; llama.cpp multiplies queries and outputs instead. Source: transformers 5.23,
     DeepseekV3Attention.expand_kv; llama.cpp, build_deepseek2.
     """
-    return backend.partition(":")[0] != "gguf"
+    return not is_llama_cpp(backend)
 
 
 def _latent_bytes(shape: ModelShape, backend: str) -> int:

@@ -18,6 +18,7 @@ def test_every_row_of_the_table_has_a_cost() -> None:
         cost = published_cost(f"gguf:{file_type}")
         assert cost is not None and 0 <= cost.low <= cost.high
     assert published_cost("gguf") == published_cost(f"gguf:{DEFAULT_TYPE}")
+    assert published_cost("gguf-gpu:q8_0") == published_cost("gguf:q8_0")
     assert published_cost("gguf:unheard_of") is None
 
 

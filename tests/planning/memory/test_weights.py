@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from llmfit.backends.registry import get_backend
+from llmfit.backends.registry import BACKENDS, get_backend
 from llmfit.errors import ModelLoadError, QuantizationError
 from llmfit.models import resolve
 from llmfit.planning.architectures import read_shape
@@ -112,6 +112,83 @@ def test_weights_are_what_the_backend_holds(small: ModelSpec, backend: str) -> N
 def shape_of(spec: ModelSpec) -> Any:
     assert spec.shape is not None
     return spec.shape
+
+
+def torchao_bytes(weight: Any, backend: str) -> int:
+    """Bytes of the tensors that torchao makes of a weight for the row; on the meta device too."""
+    import torch
+
+    flows = "torchao.quantization.quantize_.workflows"
+    if backend == "int4wo":
+        if weight.shape[1] % 128:
+            return int(weight.nbytes)
+        packed: Any = pytest.importorskip(f"{flows}.int4.int4_tile_packed_to_4d_tensor")
+        made = packed.Int4TilePackedTo4dTensor.from_hp(weight, [1, 128])
+        return int(made.qdata.nbytes + made.scale_and_zero.nbytes)
+    if weight.shape[0] % 16 or weight.shape[1] % 16:
+        return int(weight.nbytes)
+    packed = pytest.importorskip(f"{flows}.float8.float8_tensor")
+    per_row = pytest.importorskip("torchao.quantization.granularity").PerRow()
+    made = packed.Float8Tensor.from_hp(weight, torch.float8_e4m3fn, per_row)
+    return int(made.qdata.nbytes + made.scale.nbytes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["int4wo", "fp8"])
+def test_weights_of_rows_for_gpus_alone_are_torchaos(
+    small: ModelSpec, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torchao's own tensors of all linear layers but the head, made without data; the rest in bf16.
+
+    Its int4 packing asks for a GPU of compute capability 8 before it packs: it is told of one.
+    """
+    import torch
+    import transformers
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (8, 0))
+    with torch.device("meta"):
+        config = transformers.AutoConfig.from_pretrained(small.path)
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    head = model.get_output_embeddings()
+    packed = {
+        id(layer.weight): torchao_bytes(layer.weight.detach(), backend)
+        for layer in model.modules()
+        if type(layer).__name__ == "Linear" and layer is not head
+    }
+    held = sum(packed.get(id(each), each.nbytes) for each in model.parameters())
+    assert packed or small.model_type == "gpt2"  # its layers are no linear ones
+    predicted = weights_bytes(small, backend)
+    assert predicted is not None
+    assert abs(held - predicted) <= 1024 * len(shape_of(small).layers)
+
+
+def test_a_format_of_gpus_alone_has_no_bytes_on_a_cpu() -> None:
+    """As its backend's devices say; nothing is predicted of a row that cannot run there."""
+    spec = make_model()
+    for backend in BACKENDS:
+        alone = "cpu" not in get_backend(backend).devices
+        on_gpu, on_cpu = (weights_bytes(spec, backend, place) for place in ("cuda", "cpu"))  # type: ignore[arg-type]
+        assert (on_cpu is None) or not alone
+        assert not alone or on_gpu is not None
+        assert weights_read_bytes(shape_of(spec), backend, device="cpu") is None or not alone
+
+
+@pytest.mark.slow
+def test_an_fp8_input_is_held_three_times_in_float32() -> None:
+    """While torchao rounds it; 13 bytes a value at the peak, as the working set of a prompt has."""
+    import torch
+
+    from llmfit.device.allocations import working_bytes
+    from llmfit.planning.memory.activations import Pass, _product_bytes
+
+    module: Any = pytest.importorskip(
+        "torchao.quantization.quantize_.workflows.float8.float8_tensor"
+    )
+    inputs = torch.randn(64, 512, dtype=torch.bfloat16)
+    peak = working_bytes(lambda: module.Float8Tensor.from_hp(inputs), "cpu")
+    matrix = Matrix(name="ffn_up", rows=16, columns=512)
+    predicted = _product_bytes(matrix, "fp8", Pass(batch=1, new=64, context=64), "cuda")
+    assert peak == pytest.approx(predicted, rel=0.02)
 
 
 def test_group_and_layers_are_those_that_gptqmodel_is_given(small: ModelSpec) -> None:
