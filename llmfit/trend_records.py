@@ -138,6 +138,10 @@ class CellResult:
     model: str
     workload: str
     """Its name in the settings; empty for the default one."""
+    kind: str | None = None
+    """Of the fleet's nodes that it was to run on; None outside one."""
+    machine: str | None = None
+    """What its figures are filed under; None for the night's machine."""
     status: CellStatus
     reason: str | None = None
     """Why it is not done."""
@@ -177,6 +181,12 @@ class NightResult:
     notes: tuple[str, ...] = ()
     """What was done instead of what was asked."""
     command: str | None = None
+
+    @property
+    def machines(self) -> tuple[str, ...]:
+        """What the night's figures are filed under."""
+        named = (cell.machine or self.machine for cell in self.cells)
+        return tuple(dict.fromkeys(named)) or (self.machine,)
 
     @property
     def complete(self) -> bool:

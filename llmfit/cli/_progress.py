@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 class Silent(Observer):
     """Shows nothing (``--quiet``); the base of the other two."""
 
+    def beside(self, prefix: str) -> Observer:
+        """An observer of a comparison that runs beside others, whose rows begin with ``prefix``."""
+        return self
+
     def __enter__(self) -> Silent:
         return self
 
@@ -37,38 +41,54 @@ class Silent(Observer):
 class Lines(Silent):
     """A line when a row begins and a line when it is done, without control codes."""
 
-    def __init__(self) -> None:
+    def __init__(self, prefix: str = "") -> None:
+        self._prefix = prefix
         self._titles: dict[str, str] = {}
         """Of the rows that run, by backend."""
 
+    def beside(self, prefix: str) -> Observer:
+        """See ``Silent``."""
+        return Lines(prefix)
+
     def row_started(self, backend: str, label: str, index: int, total: int) -> None:
         """See ``Observer``."""
-        self._titles[backend] = f"[{index + 1}/{total}] {plain(label)}"
+        self._titles[backend] = f"{self._prefix}[{index + 1}/{total}] {plain(label)}"
         say(f"{self._titles[backend]} …")
 
     def row_done(self, record: RunRecord) -> None:
         """See ``Observer``. Where others run too, the line says of which row it is."""
         title = self._titles.pop(record.backend, plain(record.label))
-        say(f"{title}: {summary(record)}" if self._titles else f"      {summary(record)}")
+        named = self._titles or self._prefix
+        say(f"{title}: {summary(record)}" if named else f"      {summary(record)}")
 
 
 class Bars(Silent):
     """A bar for each row that runs, with its stage; finished rows stay as lines above them."""
 
-    def __init__(self) -> None:
+    def __init__(self, beside: Bars | None = None, prefix: str = "") -> None:
+        """Bars of their own, or below those of ``beside``."""
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-        self._progress: Progress = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=20),
-            TextColumn("{task.fields[count]}", markup=False),
-            TimeElapsedColumn(),
-            console=Console(stderr=True, markup=False, highlight=False, emoji=False),
-            transient=True,
+        self._prefix = prefix
+        self._progress: Progress = (
+            beside._progress
+            if beside is not None
+            else Progress(
+                TextColumn("{task.description}", markup=False),
+                BarColumn(bar_width=20),
+                TextColumn("{task.fields[count]}", markup=False),
+                TimeElapsedColumn(),
+                console=Console(stderr=True, markup=False, highlight=False, emoji=False),
+                transient=True,
+            )
         )
         self._running: dict[str, tuple[TaskID, str]] = {}
         """Bar and title of the rows that run, by backend."""
+
+    def beside(self, prefix: str) -> Observer:
+        """See ``Silent``."""
+        return Bars(self, prefix)
 
     def __enter__(self) -> Bars:
         self._progress.start()
@@ -85,7 +105,8 @@ class Bars(Silent):
     def row_started(self, backend: str, label: str, index: int, total: int) -> None:
         """See ``Observer``. A row that is tried again begins anew."""
         self._ended(backend)
-        title = f"[{index + 1}/{total}] {plain(label)}" if total > 1 else plain(label)
+        number = f"[{index + 1}/{total}] " if total > 1 else ""
+        title = f"{self._prefix}{number}{plain(label)}"
         self._running[backend] = (self._progress.add_task(title, total=None, count=""), title)
 
     def progress(self, backend: str, stage: str, done: int, total: int) -> None:

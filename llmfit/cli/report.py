@@ -148,7 +148,7 @@ def _of_night(args: argparse.Namespace) -> Report:
     def watch(cell: Cell, number: int, total: int) -> Observer | None:
         if not args.quiet:
             say(f"[{number}/{total}] {cell.name}")
-        return watching
+        return watching if cell.kind is None else watching.beside(f"{cell.kind} ")
 
     try:
         with observer(quiet=args.quiet) as watching:

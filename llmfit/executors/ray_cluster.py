@@ -55,6 +55,8 @@ class RayCluster:
                 hint="run llmfit on a node of the cluster, with --ray-address auto",
             )
         self.artifacts = Artifacts()
+        self.interrupted = threading.Event()
+        """Set, it has comparisons of every thread end as by Ctrl-C."""
         self._before: dict[str, str] = {}
 
     def __enter__(self) -> RayCluster:
@@ -137,7 +139,7 @@ class Fleet(Executor):
                 f"torch sees no CUDA device on the node {facts.environment.node} of kind {kind}.",
                 hint="--device cpu for rows on its processors",
             )
-        yield RaySite(pool, facts, self._cluster.artifacts)
+        yield RaySite(pool, facts, self._cluster.artifacts, self._cluster.interrupted)
 
     def _settled(self, device: str | None) -> str:
         """The kind to run on. Raises UsageError where it is not there, or not the only one."""

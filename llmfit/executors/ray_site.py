@@ -119,11 +119,14 @@ class _Running:
 class RaySite(Site):
     """Nodes of one kind, one of which was probed."""
 
-    def __init__(self, pool: Pool, facts: NodeFacts, artifacts: Artifacts) -> None:
-        """``facts`` are those of one of the pool's nodes."""
+    def __init__(
+        self, pool: Pool, facts: NodeFacts, artifacts: Artifacts, interrupted: threading.Event
+    ) -> None:
+        """``facts`` are those of one of the pool's nodes; ``interrupted`` may be set elsewhere."""
         self.environment = facts.environment
         self.pool = pool
         self.artifacts = artifacts
+        self.interrupted = interrupted
         self._facts = facts
 
     @property
@@ -168,6 +171,8 @@ class _Run:
                 except LlmfitError as exc:
                     yield task, self._site.not_run(task.plan, "failed", str(exc))
             while self._waiting or self._running:
+                if self._site.interrupted.is_set():
+                    raise KeyboardInterrupt
                 self._submit()
                 if self._limits.reached():
                     yield from self._out_of_time()

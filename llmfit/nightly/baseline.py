@@ -56,6 +56,16 @@ def find_regressions(
     return regressions(pairs, [_outcomes(each, good) for each in rows], store.row)
 
 
+def night_trends(store: Store, machines: Sequence[str]) -> Trends:
+    """The trends of all that a night's figures are filed under. Raises StoreError."""
+    found = [store.trends(machine=name) for name in machines]
+    return replace(
+        found[0],
+        series=tuple(series for each in found for series in each.series),
+        rows=tuple(row for each in found for row in each.rows),
+    )
+
+
 def _pair(series: Series, good: frozenset[str] | None) -> Series | None:
     """The newest observation and the baseline's, with the noise of all; None without the latter."""
     before = [p for p in series.points[:-1] if good is None or p.run_id in good]

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, Literal, TypeVar, get_type_hints
 
 import msgspec
 
@@ -80,11 +80,14 @@ class Cell:
     workload_name: str
     workload: Workload | None
     """None: the default one, cut to the model's context."""
+    kind: str | None = None
+    """Of the fleet's nodes; None where the night names no kinds."""
 
     @property
     def name(self) -> str:
         """For people, e.g. ``embedded, chat``."""
-        return ", ".join(filter(None, (self.model.name or self.model.model, self.workload_name)))
+        parts = (self.model.name or self.model.model, self.workload_name, self.kind)
+        return ", ".join(filter(None, parts))
 
     def evaluation(self) -> EvaluationSettings | None:
         """What is scored; None for nothing."""
@@ -107,6 +110,12 @@ class NightlyConfig:
     """A file, or ``postgresql://…``; None: the default place."""
     time_limit_h: float | None = None
     """Of the whole night."""
+    executor: Literal["local", "ray"] = "local"
+    """Where rows run: on this machine one after the other, or on the nodes of a Ray cluster."""
+    ray_address: str | None = None
+    """HOST:PORT of the cluster's head, or ``auto``; None: RAY_ADDRESS, else a Ray of its own."""
+    gpu_kinds: tuple[str, ...] = ()
+    """Kinds of nodes, each of which measures everything; empty: the only kind that there is."""
     baseline: str = HISTORY
     """What regressions are held against: ``history``, ``last``, a tag or a run's id."""
     tag: str | None = None
@@ -119,9 +128,10 @@ class NightlyConfig:
     def cells(self) -> tuple[Cell, ...]:
         """All comparisons, in the file's order."""
         return tuple(
-            Cell(model=model, workload_name=name, workload=self.workloads.get(name))
+            Cell(model=model, workload_name=name, workload=self.workloads.get(name), kind=kind)
             for model in self.models
             for name in self._names(model)
+            for kind in self.gpu_kinds or (None,)
         )
 
     def _names(self, model: ModelEntry) -> tuple[str, ...]:

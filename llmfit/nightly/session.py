@@ -3,6 +3,8 @@
     NightlyConfig ─► lock ─► session (new, or the interrupted one) ─► compare, cell by cell
                                                                         └► regressions ─► result
 
+On a fleet the cells of every kind of node are done at the same time, in the order of each.
+
 All that a resumed night needs is in the store: which runs of the session have ended, and the rows
 of the one that has not.
 """
@@ -22,17 +24,16 @@ from typing import TYPE_CHECKING
 
 from llmfit.comparison import compare
 from llmfit.errors import LlmfitError, StoreError, UsageError
-from llmfit.executors.base import OUT_OF_TIME, Executor
-from llmfit.executors.local import Local
+from llmfit.executors.base import OUT_OF_TIME
 from llmfit.files import expanded
 from llmfit.history import default_runs_dir
 from llmfit.job import Observer
 from llmfit.keeping import Keeping
-from llmfit.nightly.baseline import check_baseline, find_regressions
+from llmfit.nightly.baseline import check_baseline, find_regressions, night_trends
 from llmfit.nightly.config import EMBEDDED, Cell, NightlyConfig
+from llmfit.nightly.places import Places, places
 from llmfit.records import Comparison, RunRecord
 from llmfit.redaction import known_secrets
-from llmfit.runner.forkserver import ForkServers
 from llmfit.store.place import machine_name, utc_now
 from llmfit.trend_records import CellResult, NightHead, NightResult
 
@@ -66,7 +67,7 @@ def run_night(
     """
     from llmfit.store.store import Store
 
-    with _lock(runs_dir), Store(config.store) as store, ForkServers() as servers:
+    with _lock(runs_dir), Store(config.store) as store, places(config) as there:
         check_baseline(store, config.baseline)
         head, notes = _session(store, config)
         night = _Night(
@@ -78,7 +79,7 @@ def run_night(
                 if run.cell is not None
             },
             store=store,
-            executor=Local(servers),
+            places=there,
             runs_dir=runs_dir,
             cache_dir=cache_dir,
             deadline=None
@@ -97,15 +98,12 @@ def run_night(
             tag=head.tag,
             cells=cells,
             baseline=config.baseline,
-            regressions=find_regressions(
-                store,
-                store.trends(machine=head.machine),
-                runs,
-                baseline=config.baseline,
-            ),
             notes=notes,
             command=command,
         )
+        trends = night_trends(store, result.machines)
+        found = find_regressions(store, trends, runs, baseline=config.baseline)
+        result = replace(result, regressions=found)
         result = known_secrets().hide_in(result)
         store.end_session(result)
     return result
@@ -164,7 +162,7 @@ class _Night:
     begun: Mapping[str, str]
     """Of a night that goes on: the newest run of each cell by its name."""
     store: Store
-    executor: Executor
+    places: Places
     runs_dir: str | None
     cache_dir: str | None
     deadline: float | None
@@ -174,15 +172,26 @@ class _Night:
     def run(self, watch: Watch) -> tuple[CellResult, ...]:
         """Every cell's result, in the settings' order."""
         cells = self.config.cells()
-        return tuple(
-            self._cell(cell, partial(watch, cell, number, len(cells)))
-            for number, cell in enumerate(cells, start=1)
-        )
+
+        def of_kind(kind: str | None) -> dict[str, CellResult]:
+            return {
+                cell.name: self._cell(cell, partial(watch, cell, number, len(cells)))
+                for number, cell in enumerate(cells, start=1)
+                if cell.kind == kind
+            }
+
+        done = self.places.each(of_kind)
+        return tuple(done[cell.kind][cell.name] for cell in cells)
 
     def _cell(self, cell: Cell, watch: Callable[[], Observer | None]) -> CellResult:
         """One comparison; one that ended before an interruption is not run again."""
         blank = CellResult(
-            name=cell.name, model=cell.model.model, workload=cell.workload_name, status="not run"
+            name=cell.name,
+            model=cell.model.model,
+            workload=cell.workload_name,
+            kind=cell.kind,
+            machine=self.places.machine_name(self.head.machine, cell.kind),
+            status="not run",
         )
         resume = self.begun.get(cell.name)
         if resume is not None and self.store.line(resume).ended:
@@ -236,7 +245,7 @@ class _Night:
             objective=asked.objective,
             allow_pickle=asked.allow_pickle,
             trust_remote_code=asked.trust_remote_code,
-            executor=self.executor,
+            executor=self.places.executors[cell.kind],
         )
 
 

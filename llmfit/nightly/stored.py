@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from llmfit.nightly.baseline import check_baseline, find_regressions
+from llmfit.nightly.baseline import check_baseline, find_regressions, night_trends
 from llmfit.nightly.config import HISTORY
 from llmfit.serving_records import ServerBenchmark
 from llmfit.store.place import utc_now
@@ -56,7 +56,7 @@ def report_of_night(store: Store, night: NightResult) -> Report:
     runs = [cell.run_id for cell in night.cells if cell.run_id is not None]
     return _report(
         store,
-        store.trends(machine=night.machine),
+        night_trends(store, night.machines),
         runs,
         title=night.title,
         baseline=night.baseline,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from llmfit.records import Comparison
+from llmfit.report._column import Column
 from llmfit.report._text import in_markdown, markdown_code
 from llmfit.report.columns import columns
 from llmfit.report.lines import (
@@ -44,6 +45,18 @@ def render_markdown(comparison: Comparison) -> str:
         lines += [in_markdown(" · ".join(explained)), ""]
     lines += [*markdown_code(reproduction(comparison)), ""]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def markdown_table(shown: Sequence[Column]) -> list[str]:
+    """The lines of a table in Markdown."""
+    heads = (in_markdown(f"{c.head}, {c.unit}" if c.unit else c.head) for c in shown)
+    rules = ("---" if column.align == "left" else "---:" for column in shown)
+    cells = zip(*(column.cells for column in shown), strict=True)
+    return [
+        table_line(heads),
+        table_line(rules),
+        *(table_line(map(in_markdown, row)) for row in cells),
+    ]
 
 
 def table_line(cells: Iterable[str]) -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from llmfit.report._text import in_markdown, plain
-from llmfit.report.markdown import render_markdown, table_line
+from llmfit.report.fleet import LEGEND as FLEET_LEGEND
+from llmfit.report.fleet import fleet_columns
+from llmfit.report.markdown import markdown_table, render_markdown, table_line
 from llmfit.report.regressions import cause_text, cell_line, metric_name, size_text
-from llmfit.report.server import LEGEND, markdown_table, served_columns
+from llmfit.report.server import LEGEND, served_columns
 from llmfit.trend_records import CellResult, Regression, Report
 
 
@@ -42,6 +44,8 @@ def render_report_markdown(report: Report) -> str:
         lines += ["## What became worse", "", *_table(report.regressions), ""]
     if missing := [f"- {in_markdown(cell_line(cell))}" for cell in not_done(report)]:
         lines += ["## What was not measured", "", *missing, ""]
+    if fleet := fleet_columns(report.comparisons):
+        lines += ["## By kind of node", "", *markdown_table(fleet), "", FLEET_LEGEND, ""]
     for comparison in report.comparisons:
         lines += [
             f"## {in_markdown(plain(comparison.model.name))}",

@@ -9,7 +9,7 @@ from llmfit.records import Comparison
 from llmfit.report._column import UNKNOWN, Column, Detail
 from llmfit.report._layout import hanging, styled, widest
 from llmfit.report._text import in_markdown, markdown_code, plain
-from llmfit.report.markdown import table_line
+from llmfit.report.markdown import markdown_table
 from llmfit.serving_records import LoadLevel, Percentiles, ServerBenchmark
 from llmfit.units import format_rate, format_seconds
 
@@ -164,18 +164,6 @@ def served_columns(
         texts("saturated at", lambda f: UNKNOWN if f.saturation is None else str(f.saturation)),
         texts("measured", lambda found: found.started_at[:16].replace("T", " ")),
     )
-
-
-def markdown_table(shown: Sequence[Column]) -> list[str]:
-    """The lines of a table in Markdown."""
-    heads = (in_markdown(f"{c.head}, {c.unit}" if c.unit else c.head) for c in shown)
-    rules = ("---" if column.align == "left" else "---:" for column in shown)
-    cells = zip(*(column.cells for column in shown), strict=True)
-    return [
-        table_line(heads),
-        table_line(rules),
-        *(table_line(map(in_markdown, row)) for row in cells),
-    ]
 
 
 def _answered(level: LoadLevel) -> str:

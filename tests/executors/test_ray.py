@@ -22,7 +22,13 @@ from llmfit.executors import ray_site
 from llmfit.executors.ray_cluster import Fleet, RayCluster
 from llmfit.job import Observer
 from llmfit.keeping import Keeping
+from llmfit.nightly.config import read_config
+from llmfit.nightly.session import run_night
+from llmfit.nightly.stored import report_of_night
 from llmfit.records import Comparison, EvaluationSettings, ModelSpec, RunRecord, Workload
+from llmfit.report.fleet import fleet_columns
+from llmfit.report.night import render_report_markdown
+from llmfit.store.store import Store
 
 pytestmark = pytest.mark.slow
 
@@ -264,3 +270,55 @@ def test_a_wrong_address_is_refused(slowpoke: None) -> None:
     with pytest.raises(UsageError, match="Ray client's address"):
         RayCluster("ray://127.0.0.1:10001")
     assert AUTH["RAY_AUTH_MODE"] == "token"
+
+
+NIGHT = """
+title = "A fleet's night"
+machine = "lab"
+store = "store.db"
+executor = "ray"
+ray_address = "{address}"
+gpu_kinds = ["A100", "H100"]
+
+[defaults]
+backends = ["slowpoke", "slowpoke2"]
+tasks = []
+device = "cpu"
+
+[workloads.short]
+prompt_tokens = 8
+new_tokens = 8
+repeats = 1
+warmup = 0
+
+[[models]]
+model = "embedded"
+"""
+
+
+def test_a_night_measures_every_kind_at_once(
+    nodes: RayNodes, slowpoke: None, tmp_path: Path
+) -> None:
+    """A comparison of each kind, a series of each kind, and a column of each in the report."""
+    nodes.add("a", kind="A100", environment={"SLOWPOKE_S": "0.02"})
+    nodes.add("h", kind="H100", environment={"SLOWPOKE_S": "0.01"})
+    settings = tmp_path / "night.toml"
+    settings.write_text(NIGHT.format(address=nodes.address))
+    config = read_config(settings)
+    done = run_night(config, runs_dir=str(tmp_path / "runs"))
+    assert [cell.name for cell in done.cells] == ["embedded, short, A100", "embedded, short, H100"]
+    assert [cell.status for cell in done.cells] == ["done", "done"], done.cells
+    assert done.machines == ("lab/A100", "lab/H100")
+    with Store(config.store) as store:
+        report = report_of_night(store, done)
+    model, tokens, row, *kinds = fleet_columns(report.comparisons)
+    assert (model.cells, tokens.cells) == (("llmfit-embedded",) * 2, ("8 + 8",) * 2)
+    assert row.cells == ("slowpoke", "slowpoke2")
+    rates = {kind.head: kind.keys[0] for kind in kinds}
+    assert rates.keys() == {"A100", "H100"}
+    assert rates["H100"] is not None and rates["A100"] is not None
+    assert 1.3 < rates["H100"] / rates["A100"] < 2.7  # as their steps last, 10 and 20 ms
+    assert "| model | tokens, prompt + new | format |" in render_report_markdown(report)
+    assert {series.key.machine for series in report.series} == {"lab/A100", "lab/H100"}
+    nodes.kill("a")
+    nodes.kill("h")

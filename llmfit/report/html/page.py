@@ -17,6 +17,8 @@ from llmfit.records import Comparison
 from llmfit.report._column import Column, Detail
 from llmfit.report._text import plain
 from llmfit.report.columns import columns
+from llmfit.report.fleet import LEGEND as FLEET_LEGEND
+from llmfit.report.fleet import fleet_columns
 from llmfit.report.html.charts import Chart, comparison_charts, time_chart
 from llmfit.report.lines import (
     Footnote,
@@ -71,6 +73,8 @@ def render_page(report: Report) -> str:
         night=night,
         not_done=[cell_line(c) for c in night.cells if c.status != "done"] if night else [],
         sections=sections,
+        fleet=fleet_columns(report.comparisons),
+        fleet_legend=FLEET_LEGEND,
         served=served_columns(report.servers, report.comparisons) if report.servers else (),
         served_legend=LEGEND,
         metric_name=metric_name,
