@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from llmfit.backends._synthetic import NO_TEXT_HINT, no_text
 from llmfit.backends.base import LoadedModel, LoadInfo, Made, Progress, no_progress
-from llmfit.backends.registry import get_backend
+from llmfit.backends.registry import get_backend, split_id
 from llmfit.decode.base import GREEDY, Decoder, Sampling
 from llmfit.device.cpu import set_threads
 from llmfit.device.execution import Marks, pick_device
@@ -171,12 +171,18 @@ class Deployer:
     def make(self, progress: Progress = no_progress) -> Made:
         """Have the files of this format on disk, made where they are missing; nothing is loaded.
 
-        Of a format that is made at loading they are the model's own. Raises BackendUnavailable,
-        ModelNotFound, ModelLoadError or QuantizationError.
+        Of a format that is made at loading they are the model's own. What loads another format's
+        files needs that one alone. Raises BackendUnavailable, ModelNotFound, ModelLoadError or
+        QuantizationError.
         """
-        self._backend.require(self.plan)
+        maker, plan = self._backend, self.plan
+        if maker.files_of is not None:
+            variant = split_id(plan.backend)[1]
+            backend = maker.files_of if variant is None else f"{maker.files_of}:{variant}"
+            maker, plan = get_backend(backend), replace(plan, backend=backend, device="cpu")
+        maker.require(plan)
         notes = self._get_files()
-        made = self._backend.make(self.plan, progress)
+        made = maker.make(replace(plan, model=self.plan.model), progress)
         if made is None:
             return Made(path=self.plan.model.path, notes=notes)
         return Made(path=made.path, notes=(*notes, *made.notes))

@@ -202,6 +202,8 @@ class Backend(ABC):
     gpu_memory: Literal["torch", "driver"] = "torch"
     """Who counts the row's memory on a GPU: torch's allocator, whose cap ``--gpu-gb`` sets; or the
     driver, for an engine that takes memory itself and is held against the budget after the run."""
+    files_of: str | None = None
+    """Id of the format whose files it loads, where those are not its own."""
     takes_checkpoint: bool = False
     """True where ``--checkpoint ID=PATH`` gives a ready artifact."""
     variants: frozenset[str] = frozenset()

@@ -39,6 +39,7 @@ class GgufGpu(Gguf):
     label = f"GGUF {DEFAULT_TYPE.upper()} (GPU)"
     devices = frozenset({"cuda"})
     gpu_memory = "driver"
+    files_of = "gguf"
 
     def install_hint(self) -> str:
         """The line that builds llama-cpp-python for CUDA: anew, where another build is here."""

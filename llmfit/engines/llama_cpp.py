@@ -14,7 +14,7 @@ class LlamaServer(Engine):
     id = "llama-server"
     label = "llama-server"
     kind = "gguf"
-    formats = ("gguf",)
+    formats = ("gguf", "gguf-gpu")
     takes = frozenset({"context", "name", "threads"})
     install = "https://github.com/ggml-org/llama.cpp/releases"
 
@@ -25,9 +25,11 @@ class LlamaServer(Engine):
     def command(self, served: Served) -> tuple[str, ...]:
         """See ``Engine.command``."""
         threads = () if served.threads is None else ("--threads", str(served.threads))
+        # By itself it would use a GPU that it finds, and the figures are of the CPU.
+        layers = ("--n-gpu-layers", "all") if served.device == "cuda" else ("--device", "none")
         return (
             "llama-server", "--model", served.path, "--alias", served.name,
-            "--ctx-size", str(served.context), *threads,
+            "--ctx-size", str(served.context), *layers, *threads,
             "--host", served.host, "--port", str(served.port),
         )  # fmt: skip
 
@@ -42,7 +44,7 @@ class LlamaCppPython(Engine):
     id = "llama-cpp-python"
     label = "llama-cpp-python's server"
     kind = "gguf"
-    formats = ("gguf",)
+    formats = ("gguf", "gguf-gpu")
     takes = frozenset({"context", "name", "threads"})
     install = "pip install 'llama-cpp-python[server]'"
 
@@ -54,9 +56,10 @@ class LlamaCppPython(Engine):
     def command(self, served: Served) -> tuple[str, ...]:
         """See ``Engine.command``."""
         threads = () if served.threads is None else ("--n_threads", str(served.threads))
+        layers = ("--n_gpu_layers", "-1") if served.device == "cuda" else ()
         return (
             "python", "-m", "llama_cpp.server", "--model", served.path,
-            "--model_alias", served.name, "--n_ctx", str(served.context), *threads,
+            "--model_alias", served.name, "--n_ctx", str(served.context), *layers, *threads,
             "--interrupt_requests", "false",  # else a request ends the one before it
             "--host", served.host, "--port", str(served.port),
         )  # fmt: skip

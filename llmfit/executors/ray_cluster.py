@@ -11,6 +11,7 @@ import os
 import secrets
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -20,7 +21,7 @@ from types import TracebackType
 from llmfit.errors import BackendUnavailable, UsageError, first_line
 from llmfit.executors.base import Executor
 from llmfit.executors.ray_node import NodeFacts, facts_of_node
-from llmfit.executors.ray_pool import CPU, Pool, kind_resource, living_nodes
+from llmfit.executors.ray_pool import CPU, Node, Pool, kind_resource, living_nodes
 from llmfit.executors.ray_site import Artifacts, RaySite
 from llmfit.records import Plan, from_json
 
@@ -30,6 +31,8 @@ _HOW_TO_JOIN = (
 )
 _PROBE_LIMIT_S = 300
 """For a node to become free, import and measure its bandwidth."""
+_LOOK_S = 2.0
+"""Between two looks at whether there is a node at all."""
 
 
 class RayCluster:
@@ -174,12 +177,7 @@ def _probed(pool: Pool, measure: bool) -> NodeFacts:
     import ray
     from ray.exceptions import RayError
 
-    nodes = pool.nodes()
-    if not nodes:
-        raise UsageError(
-            f"no node of the Ray cluster has {pool.gpus} GPUs of kind {pool.kind}.",
-            hint="ray status",
-        )
+    nodes = _nodes(pool)
     told = (
         ray.remote(facts_of_node)
         .options(
@@ -190,17 +188,37 @@ def _probed(pool: Pool, measure: bool) -> NodeFacts:
         )
         .remote(measure, pool.kind)
     )
+    deadline = time.monotonic() + _PROBE_LIMIT_S
     try:
-        there, text = ray.get(told, timeout=_PROBE_LIMIT_S)
+        while not ray.wait([told], timeout=_LOOK_S)[0]:
+            _nodes(pool)
+            if time.monotonic() > deadline:
+                raise UsageError(
+                    f"no node of kind {pool.kind} was free within {_PROBE_LIMIT_S} s.",
+                    hint="ray status, which tells what they are busy with",
+                )
+        there, text = ray.get(told)
     except RayError as exc:
-        ray.cancel(told, force=True)
         raise UsageError(
-            f"no node of kind {pool.kind} tells what it is: {first_line(exc)}.",
+            f"no node of kind {pool.kind} tells what it is: {first_line(exc)}",
             hint="ray status, and llmfit backends on that node",
         ) from exc
+    finally:
+        ray.cancel(told, force=True)  # which does nothing to what has ended
     if there != version("llmfit"):
         raise UsageError(
             f"the Ray cluster's nodes have llmfit {there}, this one {version('llmfit')}.",
             hint=f"pip install llmfit=={version('llmfit')} on every node",
         )
     return from_json(NodeFacts, text)
+
+
+def _nodes(pool: Pool) -> list[Node]:
+    """The pool's nodes. Raises UsageError where there is none."""
+    nodes = pool.nodes()
+    if not nodes:
+        number = f" with {pool.gpus} GPUs" if pool.gpus else ""
+        raise UsageError(
+            f"the Ray cluster has no node of kind {pool.kind}{number}.", hint="ray status"
+        )
+    return nodes

@@ -257,7 +257,7 @@ def test_a_fleet_without_the_kind_says_which_there_are(
     nodes: RayNodes, cluster: RayCluster, tmp_path: Path
 ) -> None:
     """An unknown kind, and a cluster without nodes."""
-    with pytest.raises(UsageError, match="no node with processors"):
+    with pytest.raises(UsageError, match="the Ray cluster has no node"):
         run(tmp_path, Fleet(cluster), "sdpa")
     nodes.add("a", kind="A100")
     with pytest.raises(UsageError, match="no node of kind H100; its kinds are: A100"):
