@@ -23,6 +23,7 @@ from llmfit.executors.base import Executor
 from llmfit.executors.ray_node import NodeFacts, facts_of_node
 from llmfit.executors.ray_pool import CPU, Node, Pool, kind_resource, living_nodes
 from llmfit.executors.ray_site import Artifacts, RaySite
+from llmfit.network import is_offline
 from llmfit.records import Plan, from_json
 
 _HOW_TO_JOIN = (
@@ -44,7 +45,8 @@ class RayCluster:
     def __init__(self, address: str | None = None) -> None:
         """``address`` is HOST:PORT of the cluster's head; None is RAY_ADDRESS, else a new Ray here.
 
-        Raises BackendUnavailable where Ray is not installed, and UsageError for a client's address.
+        Raises BackendUnavailable where Ray is not installed, and UsageError for a client's address
+        and for any where no network is to be used.
         """
         self.address = address or os.environ.get("RAY_ADDRESS")
         if find_spec("ray") is None:
@@ -56,6 +58,11 @@ class RayCluster:
             raise UsageError(
                 f"{self.address} is a Ray client's address, which carries no files between nodes.",
                 hint="run llmfit on a node of the cluster, with --ray-address auto",
+            )
+        if is_offline() and self.address is not None:
+            raise UsageError(
+                f"--offline uses no network, which the Ray cluster {self.address} is on.",
+                hint="--executor ray alone, for a Ray of its own, or without --offline",
             )
         self.artifacts = Artifacts()
         self.interrupted = threading.Event()
@@ -116,6 +123,7 @@ def _own_ray() -> dict[str, str]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_memory_monitor_refresh_ms": "0",
+        "RAY_worker_niceness": "0",
     }
 
 

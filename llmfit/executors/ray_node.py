@@ -14,6 +14,7 @@ which Ray brings to the driver one by one:
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 import time
@@ -90,6 +91,7 @@ def _row(job: NodeJob, store: ArtifactCache, folder: Path) -> Iterator[Told]:
     """The row, with its log and what else it needs for a moment in ``folder``."""
     yield ("stage", "find files", 0, 0)
     plan, notes = _with_files(job, store, folder)
+    notes = (*notes, *_usual_priority())
     machine = _environment(True, job.kind)
     log = folder / "row.log"
     if plan.device == "cuda" and machine.gpu is None:
@@ -190,6 +192,21 @@ def _adopt(artifact: Sent, store: ArtifactCache) -> tuple[str, ...]:
         store.adopt(artifact.digest, lambda folder: bring(artifact.node, artifact.path, folder))
     except LlmfitError as exc:
         return (f"the artifact of another node could not be had, so it was made again: {exc}",)
+    return ()
+
+
+def _usual_priority() -> tuple[str, ...]:
+    """Give rows the priority of other programs, which Ray takes from its workers; else a note."""
+    if os.getpriority(os.PRIO_PROCESS, 0) <= 0:
+        return ()
+    try:
+        os.setpriority(os.PRIO_PROCESS, 0, 0)  # of this thread, and of what it starts from now on
+    except PermissionError:
+        nice = os.getpriority(os.PRIO_PROCESS, 0)
+        return (
+            f"ran at priority {nice} below other programs (RAY_worker_niceness=0 for `ray start` "
+            "gives the usual one)",
+        )
     return ()
 
 
