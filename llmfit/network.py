@@ -17,6 +17,7 @@ NO_TELEMETRY = {
     "DO_NOT_TRACK": "true",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "RAY_USAGE_STATS_ENABLED": "0",
     "VLLM_NO_USAGE_STATS": "1",  # it takes no "true"
     "WANDB_ERROR_REPORTING": "false",
 }

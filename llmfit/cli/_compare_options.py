@@ -53,9 +53,8 @@ def add_machine(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--split",
         choices=("balanced", "tensor"),
-        default="balanced",
         help="how: whole layers on each GPU by accelerate's balanced device map, or a part of "
-        "every matrix by transformers' tensor parallelism (default: %(default)s)",
+        "every matrix by transformers' tensor parallelism (default: balanced)",
     )
     _args.add_kv_cache_dtype(group)
     group.add_argument(

@@ -17,7 +17,7 @@ from llmfit.report import Format, render
 
 if TYPE_CHECKING:
     from llmfit.executors.base import Executor
-    from llmfit.records import Comparison, EvaluationSettings, Workload
+    from llmfit.records import Comparison, EvaluationSettings, Split, Workload
 
 _DESCRIPTION = """\
 Run a model in every deploy format on this machine, each in a process of its
@@ -104,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
                 weights=args.weights,
                 device=None if args.device == "auto" else args.device,
                 gpus=args.gpus,
-                split=args.split,
+                split=_split(args),
                 threads=args.threads,
                 seed=args.seed,
                 cache_dir=args.cache_dir,
@@ -223,6 +223,13 @@ def _constraints(args: argparse.Namespace) -> Constraints:
         min_tokens_per_s=args.min_tokens_per_s,
         device=args.pick_on,
     )
+
+
+def _split(args: argparse.Namespace) -> Split:
+    if args.split is not None and args.gpus == 1:
+        raise UsageError("--split means nothing on one GPU.", hint="--gpus 2")
+    chosen: Split = args.split or "balanced"
+    return chosen
 
 
 def _workload(args: argparse.Namespace) -> Workload:

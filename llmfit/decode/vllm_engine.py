@@ -12,15 +12,14 @@ again. Source: vLLM 0.30, v1/engine/llm_engine.py, LLMEngine.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import count
 from typing import Any
 
 import numpy as np
 
+from llmfit.child import variables
 from llmfit.decode.base import GREEDY, Decoder, Sampling, Window, WindowScore
 from llmfit.errors import LlmfitError, UsageError
 
@@ -67,7 +66,7 @@ class VllmModel:
 
     def __init__(self, options: EngineOptions) -> None:
         """Load and compile it. Raises whatever vLLM does: there is no end to its kinds."""
-        with _environment(_ENVIRONMENT):
+        with variables(_ENVIRONMENT):
             from vllm.engine.arg_utils import EngineArgs
             from vllm.usage.usage_lib import UsageContext
             from vllm.v1.engine.llm_engine import LLMEngine
@@ -205,21 +204,6 @@ def _continuing(sampling: Sampling, sequence: int, room: int) -> Any:
         output_kind=RequestOutputKind.DELTA,
         **drawn,
     )
-
-
-@contextmanager
-def _environment(variables: dict[str, str]) -> Iterator[None]:
-    """Within, these variables of the environment; afterwards those of before."""
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 # ---------------------------------------------------------------- scoring

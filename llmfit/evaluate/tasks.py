@@ -10,14 +10,14 @@ from __future__ import annotations
 import functools
 import logging
 import math
-import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from llmfit.child import variables
 from llmfit.device.execution import is_out_of_memory
 from llmfit.errors import EvaluationError, NotFinite, TaskUnavailable, UsageError
 from llmfit.evaluate.datasets_ import (
@@ -290,24 +290,13 @@ def _quieten() -> None:
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
 
 
-@contextmanager
-def _one_process() -> Iterator[None]:
+def _one_process() -> AbstractContextManager[None]:
     """Keep lm-eval's bootstrap from forking this process, which holds a model and its threads.
 
     Of processes that share a model, each scores for itself, so each takes itself for the first:
     lm-eval gives the others no result.
     """
-    asked = {"DISABLE_MULTIPROC": "1", "LOCAL_RANK": "0"}
-    before = {name: os.environ.get(name) for name in asked}
-    os.environ.update(asked)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+    return variables({"DISABLE_MULTIPROC": "1", "LOCAL_RANK": "0"})
 
 
 @contextmanager

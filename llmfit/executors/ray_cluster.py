@@ -13,18 +13,19 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from importlib.util import find_spec
 from types import TracebackType
 
+from llmfit.child import variables
 from llmfit.errors import BackendUnavailable, UsageError, first_line
 from llmfit.executors.base import Executor
 from llmfit.executors.ray_node import NodeFacts, facts_of_node
 from llmfit.executors.ray_pool import CPU, Node, Pool, kind_resource, living_nodes
 from llmfit.executors.ray_site import Artifacts, RaySite
-from llmfit.network import is_offline
-from llmfit.records import Plan, from_json
+from llmfit.network import NO_TELEMETRY, is_offline
+from llmfit.records import Plan, from_json, to_json
 
 _HOW_TO_JOIN = (
     "ray status --address HOST:PORT; RAY_AUTH_MODE=token and the cluster's RAY_AUTH_TOKEN where it "
@@ -67,32 +68,33 @@ class RayCluster:
         self.artifacts = Artifacts()
         self.interrupted = threading.Event()
         """Set, it has comparisons of every thread end as by Ctrl-C."""
-        self._before: dict[str, str] = {}
+        self._undo = ExitStack()
 
     def __enter__(self) -> RayCluster:
         """Connect. Raises UsageError where no cluster answers."""
         import ray
 
-        self._before = dict(os.environ)
-        os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # llmfit sends nobody anything
         quiet = {"log_to_driver": False, "logging_level": "ERROR"}
         ours = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            if self.address is None:
-                os.environ.update(_own_ray())
-                ray.init("local", _node_ip_address="127.0.0.1", include_dashboard=False, **quiet)
-            else:
-                ray.init(self.address, **quiet)
-        except (ConnectionError, ValueError, RuntimeError) as exc:
-            self._restore()
-            raise UsageError(
-                f"no Ray cluster answers at {self.address or 'this machine'}: {first_line(exc)}.",
-                hint=_HOW_TO_JOIN,
-            ) from exc
-        finally:
-            if threading.current_thread() is threading.main_thread():
-                for number, handler in ours.items():  # Ray takes SIGTERM for itself
-                    signal.signal(number, handler)
+        with ExitStack() as undo:
+            undo.enter_context(variables(NO_TELEMETRY | (_own_ray() if self._is_own else {})))
+            try:
+                if self._is_own:
+                    own = {"_node_ip_address": "127.0.0.1", "include_dashboard": False}
+                    ray.init("local", **own, **quiet)
+                else:
+                    ray.init(self.address, **quiet)
+            except (ConnectionError, ValueError, RuntimeError) as exc:
+                place = self.address or "this machine"
+                raise UsageError(
+                    f"no Ray cluster answers at {place}: {first_line(exc)}.", hint=_HOW_TO_JOIN
+                ) from exc
+            finally:
+                if threading.current_thread() is threading.main_thread():
+                    for number, handler in ours.items():  # Ray takes SIGTERM for itself
+                        signal.signal(number, handler)
+            undo.callback(ray.shutdown)
+            self._undo = undo.pop_all()
         return self
 
     def __exit__(
@@ -102,15 +104,11 @@ class RayCluster:
         trace: TracebackType | None,
     ) -> None:
         """Disconnect; a Ray of its own ends."""
-        import ray
+        self._undo.close()
 
-        ray.shutdown()
-        self._restore()
-
-    def _restore(self) -> None:
-        """Put back the variables that were set for Ray."""
-        os.environ.clear()
-        os.environ.update(self._before)
+    @property
+    def _is_own(self) -> bool:
+        return self.address is None
 
 
 def _own_ray() -> dict[str, str]:
@@ -144,7 +142,7 @@ class Fleet(Executor):
         """See ``Executor``."""
         kind = self._settled(device)
         pool = Pool(kind=kind, gpus=0 if CPU in (kind, device) else asked.gpus)
-        facts = _probed(pool, measure)
+        facts = _probed(pool, asked, measure)
         if pool.gpus and facts.environment.gpu is None:
             raise UsageError(
                 f"torch sees no CUDA device on the node {facts.environment.node} of kind {kind}.",
@@ -180,7 +178,7 @@ class Fleet(Executor):
         return with_gpu.pop()
 
 
-def _probed(pool: Pool, measure: bool) -> NodeFacts:
+def _probed(pool: Pool, asked: Plan, measure: bool) -> NodeFacts:
     """The facts of one node of the pool. Raises UsageError where none can be told."""
     import ray
     from ray.exceptions import RayError
@@ -194,7 +192,7 @@ def _probed(pool: Pool, measure: bool) -> NodeFacts:
             resources=kind_resource(pool.kind),
             max_retries=1,
         )
-        .remote(measure, pool.kind)
+        .remote(to_json(asked), measure, pool.kind)
     )
     deadline = time.monotonic() + _PROBE_LIMIT_S
     try:

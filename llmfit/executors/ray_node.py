@@ -18,9 +18,9 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,8 @@ from llmfit.planning.comparing.differences import REFERENCE
 from llmfit.quantize.cache import ArtifactCache
 from llmfit.records import Environment, Hardware, Plan, RunRecord, from_json, to_json
 from llmfit.row import not_run, run_row
-from llmfit.runner.isolate import probe_environment
+from llmfit.runner.forkserver import ForkServer, ForkServers
+from llmfit.runner.isolate import fork_server, probe_environment
 
 Told = tuple[Any, ...]
 _STAGE_S = 0.5
@@ -66,9 +67,15 @@ class NodeFacts:
     cpu: Hardware
 
 
-def facts_of_node(measure: bool, kind: str) -> tuple[str, str]:
-    """llmfit's version on this node, and its ``NodeFacts`` as JSON."""
-    found = NodeFacts(environment=_environment(measure, kind), gpu=detect_gpu(), cpu=detect_cpu())
+def facts_of_node(text: str, measure: bool, kind: str) -> tuple[str, str]:
+    """llmfit's version on this node, and its ``NodeFacts`` as JSON.
+
+    ``text`` is a plan like those that are to come, as JSON.
+    """
+    _usual_priority()
+    with fork_server(from_json(Plan, text), _servers()) as server:
+        environment = _environment(measure, kind, server)
+    found = NodeFacts(environment=environment, gpu=detect_gpu(), cpu=detect_cpu())
     return version("llmfit"), to_json(found)
 
 
@@ -92,13 +99,17 @@ def _row(job: NodeJob, store: ArtifactCache, folder: Path) -> Iterator[Told]:
     yield ("stage", "find files", 0, 0)
     plan, notes = _with_files(job, store, folder)
     notes = (*notes, *_usual_priority())
-    machine = _environment(True, job.kind)
     log = folder / "row.log"
-    if plan.device == "cuda" and machine.gpu is None:
-        reason = f"torch sees no CUDA device on the node {machine.node}"
-        record = not_run(plan, machine, "unavailable", reason)
-    else:
-        record = yield from _followed(plan, machine, job.time_limit_s, log)
+    with fork_server(plan, _servers()) as server:
+        machine = _environment(True, job.kind, server)
+        if plan.device == "cuda" and machine.gpu is None:
+            reason = f"torch sees no CUDA device on the node {machine.node}"
+            record = not_run(plan, machine, "unavailable", reason)
+        else:
+            run = partial(
+                run_row, plan, machine, time_limit_s=job.time_limit_s, log_path=log, server=server
+            )
+            record = yield from _followed(run)
     if log.exists():
         yield ("log", log.read_bytes())
     if job.plan.backend == REFERENCE and plan.reference_file not in (None, job.plan.reference_file):
@@ -111,10 +122,8 @@ def _row(job: NodeJob, store: ArtifactCache, folder: Path) -> Iterator[Told]:
     yield ("record", to_json(replace(record, notes=(*record.notes, *notes))))
 
 
-def _followed(
-    plan: Plan, machine: Environment, time_limit_s: float | None, log: Path
-) -> Generator[Told, None, RunRecord]:
-    """Run the row in a thread, hand on its stages, and return its record."""
+def _followed(run: Callable[..., RunRecord]) -> Generator[Told, None, RunRecord]:
+    """Call ``run(progress=…)`` in a thread, hand on its stages, and return its record."""
     said: queue.SimpleQueue[Told | RunRecord | BaseException] = queue.SimpleQueue()
     last = ("", 0.0)
 
@@ -127,9 +136,7 @@ def _followed(
 
     def work() -> None:
         try:
-            said.put(
-                run_row(plan, machine, time_limit_s=time_limit_s, progress=progress, log_path=log)
-            )
+            said.put(run(progress=progress))
         except BaseException as exc:  # noqa: BLE001 - raised below, in the thread that Ray follows
             said.put(exc)
 
@@ -211,9 +218,21 @@ def _usual_priority() -> tuple[str, ...]:
 
 
 @cache
-def _environment(measure: bool, kind: str) -> Environment:
+def _servers() -> ForkServers:
+    """What this worker process of Ray's forks rows from; it ends with the process."""
+    return ForkServers()
+
+
+_FOUND: dict[tuple[bool, str], Environment] = {}
+"""This node by whether its bandwidth was measured, and by its kind."""
+
+
+def _environment(measure: bool, kind: str, server: ForkServer | None) -> Environment:
     """This node; its bandwidth is measured once in a worker process of Ray's."""
-    return replace(probe_environment(bandwidth=measure), node=_node(), kind=kind)
+    if (measure, kind) not in _FOUND:
+        found = probe_environment(bandwidth=measure, server=server)
+        _FOUND[measure, kind] = replace(found, node=_node(), kind=kind)
+    return _FOUND[measure, kind]
 
 
 def _node() -> str:

@@ -192,6 +192,13 @@ class _Reader:
             models.append(ModelEntry(**{**shared, **own}))
         if given.get("time_limit_h", 1) <= 0:
             self.wrong.append(f"time_limit_h: must be above 0, not {given['time_limit_h']}")
+        for key in ("ray_address", "gpu_kinds"):
+            if given.get(key) and given.get("executor") != "ray":
+                self.wrong.append(f'{key}: means nothing without executor = "ray"')
+        kinds = given.get("gpu_kinds", ())
+        for kind in sorted({kind for kind in kinds if kinds.count(kind) > 1}):
+            self.wrong.append(f"gpu_kinds: {kind!r} is named twice")
+        given["gpu_kinds"] = tuple(dict.fromkeys(kinds))
         config = NightlyConfig(**given, models=tuple(models), workloads=workloads)
         names = [cell.name for cell in config.cells()]
         for name in sorted({name for name in names if names.count(name) > 1}):

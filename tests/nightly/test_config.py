@@ -179,3 +179,31 @@ def test_an_absurd_file_is_a_short_error(tmp_path: Path, text: str) -> None:
     with pytest.raises(UsageError) as refused:
         read_config(write(tmp_path, text))
     assert len(str(refused.value)) < 3_000
+
+
+def test_a_fleet_s_night_has_a_cell_for_each_kind(tmp_path: Path) -> None:
+    """Every model and workload on every kind; without kinds, on the only one that there is."""
+    text = 'executor = "ray"\ngpu_kinds = ["A100", "cpu"]\n[[models]]\nmodel = "embedded"\n'
+    config = read_config(write(tmp_path, text))
+    assert [(cell.name, cell.kind) for cell in config.cells()] == [
+        ("embedded, A100", "A100"),
+        ("embedded, cpu", "cpu"),
+    ]
+    config = read_config(write(tmp_path, text.replace('gpu_kinds = ["A100", "cpu"]\n', "")))
+    assert [(cell.name, cell.kind) for cell in config.cells()] == [("embedded", None)]
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ('executor = "slurm"', "executor: "),
+        ('gpu_kinds = ["A100"]', "gpu_kinds: means nothing without"),
+        ('ray_address = "auto"', "ray_address: means nothing without"),
+        ('executor = "ray"\ngpu_kinds = ["A100", "A100"]', "'A100' is named twice"),
+    ],
+)
+def test_a_wrong_fleet_is_told(tmp_path: Path, line: str, told: str) -> None:
+    """By its key."""
+    with pytest.raises(UsageError) as refused:
+        read_config(write(tmp_path, f'{line}\n[[models]]\nmodel = "embedded"\n'))
+    assert told in str(refused.value)
