@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from llmfit.backends.base import Backend
-from llmfit.backends.registry import get_backend
+from llmfit.backends.registry import get_backend, split_id
 from llmfit.errors import LlmfitError, first_line
 from llmfit.executors.base import OUT_OF_TIME, Limits, RowTask, Site, Watch
 from llmfit.executors.ray_files import Sent
@@ -80,11 +80,13 @@ class Artifacts:
 
 def _artifact_of(plan: Plan) -> object:
     """What rows have in common that load one artifact; None for rows that make none."""
-    if type(get_backend(plan.backend)).make is Backend.make or plan.checkpoint is not None:
+    backend = get_backend(plan.backend)
+    if type(backend).make is Backend.make or plan.checkpoint is not None:
         return None
+    name, variant = split_id(plan.backend)
     calibration = plan.inputs.get(plan.calibration_file or "")
     model = plan.model.content_hash or plan.model.path
-    return (plan.backend, model, calibration, plan.seed, plan.cache_dir)
+    return (backend.files_of or name, variant, model, calibration, plan.seed, plan.cache_dir)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
