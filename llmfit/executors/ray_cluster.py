@@ -72,12 +72,12 @@ class RayCluster:
 
     def __enter__(self) -> RayCluster:
         """Connect. Raises UsageError where no cluster answers."""
-        import ray
-
         quiet = {"log_to_driver": False, "logging_level": "ERROR"}
         ours = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         with ExitStack() as undo:
             undo.enter_context(variables(NO_TELEMETRY | (_own_ray() if self._is_own else {})))
+            import ray  # which reads some of them
+
             try:
                 if self._is_own:
                     own = {"_node_ip_address": "127.0.0.1", "include_dashboard": False}
@@ -114,11 +114,11 @@ class RayCluster:
 def _own_ray() -> dict[str, str]:
     """Variables for a Ray of llmfit's own: nobody else uses it, and nothing is left of it.
 
-    A secret of its own lets nobody else on the machine in, and is written nowhere. Rows are
-    watched by llmfit itself, which tells a row's memory from the machine's, as Ray does not.
+    A secret of its own lets nobody else on the machine in, and is written nowhere; Ray asks for it
+    by itself unless RAY_AUTH_MODE says otherwise. Rows are watched by llmfit itself, which tells a
+    row's memory from the machine's, as Ray does not.
     """
     return {
-        "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_memory_monitor_refresh_ms": "0",
         "RAY_worker_niceness": "0",
@@ -203,14 +203,16 @@ def _probed(pool: Pool, asked: Plan, measure: bool) -> NodeFacts:
                     f"no node of kind {pool.kind} was free within {_PROBE_LIMIT_S} s.",
                     hint="ray status, which tells what they are busy with",
                 )
+    except BaseException:
+        ray.cancel(told, force=True)  # one that has ended must not be: Ray 2.60 aborts over it
+        raise
+    try:
         there, text = ray.get(told)
     except RayError as exc:
         raise UsageError(
             f"no node of kind {pool.kind} tells what it is: {first_line(exc)}",
             hint="ray status, and llmfit backends on that node",
         ) from exc
-    finally:
-        ray.cancel(told, force=True)  # which does nothing to what has ended
     if there != version("llmfit"):
         raise UsageError(
             f"the Ray cluster's nodes have llmfit {there}, this one {version('llmfit')}.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -263,6 +264,24 @@ def test_a_fleet_without_the_kind_says_which_there_are(
     with pytest.raises(UsageError, match="no node of kind H100; its kinds are: A100"):
         run(tmp_path, Fleet(cluster, "H100"), "sdpa")
     nodes.kill("a")
+
+
+def test_without_an_address_a_ray_of_its_own_runs_the_rows(tmp_path: Path) -> None:
+    """On this machine, with a secret that is written nowhere; nothing of it is left."""
+    environment = {name: value for name, value in os.environ.items() if name not in AUTH}
+    done = subprocess.run(
+        [sys.executable, "-m", "llmfit", "compare", "--executor", "ray", "--backends", "sdpa,bf16",
+         "--no-eval", "--new-tokens", "4", "--prompt-tokens", "8", "--repeats", "1", "--device",
+         "cpu", "--format", "json", "--runs-dir", str(tmp_path), "--store", str(tmp_path / "s.db"),
+         "--cache-dir", str(tmp_path / "cache")],
+        capture_output=True, text=True, check=False, env=environment | {"HOME": str(tmp_path)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert [row["status"] for row in told["rows"]] == ["ok", "ok"]
+    assert told["environment"]["kind"] == "cpu"
+    assert not (tmp_path / ".ray").exists()
+    assert "[1/2] BF16 + SDPA: ok" in done.stderr or "[2/2] BF16 eager" in done.stderr
 
 
 def test_a_wrong_address_is_refused(slowpoke: None) -> None:
