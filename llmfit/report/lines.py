@@ -249,7 +249,10 @@ def _profiles(rows: tuple[RunRecord, ...]) -> tuple[str, ...]:
 
 
 def _duration(comparison: Comparison) -> tuple[str, ...]:
-    """How long all of it took, and how much of that was not spent on any row's own work."""
+    """How long all of it took, and how much of that was not spent on any row's own work.
+
+    Rows of a fleet run beside each other: what all of them took is more than the whole.
+    """
     total, rows = comparison.total_s, comparison.rows
     if not total:
         return ()
@@ -262,6 +265,8 @@ def _duration(comparison: Comparison) -> tuple[str, ...]:
     sums = {name: sum(s for s in seconds if s is not None) for name, seconds in parts.items()}
     rest = max(0.0, total - sum(sums.values()))
     told = ", ".join(f"{name} {format_number(spent)} s" for name, spent in sums.items() if spent)
+    if comparison.environment.kind is not None:
+        return (f"took {format_number(total)} s; rows, side by side: {told}",) if told else ()
     overhead = f"the rest {format_number(rest)} s ({format_percent(rest / total)})"
     return (f"took {format_number(total)} s: {', '.join(filter(None, (told, overhead)))}",)
 

@@ -11,6 +11,7 @@ from llmfit.executors.ray_pool import CPU, Node, Pool
 from llmfit.planning.memory.prediction import predict_memory
 from llmfit.records import Comparison, Environment, ModelSpec, Plan, Status
 from llmfit.report.fleet import fleet_columns
+from llmfit.report.lines import legend
 from llmfit.testing import make_comparison, make_record
 
 GB = 10**9
@@ -104,6 +105,14 @@ def test_a_report_has_a_column_for_each_kind() -> None:
     hopper, ampere = columns[3:]
     assert all(key is not None for key in hopper.keys)
     assert ampere.keys[1] is None and ampere.cells[1] == "does not fit"
+
+
+def test_the_time_of_rows_side_by_side_is_no_share_of_the_whole() -> None:
+    """Their sum may exceed it, so there is no rest to tell."""
+    made = on("H100", "ok", "ok")
+    rows = tuple(replace(row, measure_s=60.0) for row in made.rows)
+    told = legend(replace(made, rows=rows, total_s=70.0))
+    assert "took 70.0 s; rows, side by side: loading 6.40 s, measuring 120 s" in told
 
 
 def test_a_report_of_machines_has_no_such_columns() -> None:
