@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from contextvars import copy_context
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -41,7 +42,9 @@ class Places:
         if len(self.executors) == 1:
             return {kind: work(kind) for kind in self.executors}
         with ThreadPoolExecutor(len(self.executors)) as threads:
-            started = {kind: threads.submit(work, kind) for kind in self.executors}
+            started = {
+                kind: threads.submit(copy_context().run, work, kind) for kind in self.executors
+            }
             try:
                 wait(started.values())
             except KeyboardInterrupt:

@@ -16,6 +16,11 @@ from llmfit.units import format_bytes, format_rate
 LEGEND = "tokens/s, peak memory; ★ is the pick of its kind"
 
 
+def title_of(comparison: Comparison) -> str:
+    """The model's name, and the kind of the fleet's nodes where it ran on one."""
+    return plain(", ".join(filter(None, (comparison.model.name, comparison.environment.kind))))
+
+
 def fleet_columns(comparisons: Sequence[Comparison]) -> tuple[Column, ...]:
     """The columns, a row for each format of a model under a workload; empty outside a fleet.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from llmfit.report._text import in_markdown, plain
 from llmfit.report.fleet import LEGEND as FLEET_LEGEND
-from llmfit.report.fleet import fleet_columns
+from llmfit.report.fleet import fleet_columns, title_of
 from llmfit.report.markdown import markdown_table, render_markdown, table_line
 from llmfit.report.regressions import cause_text, cell_line, metric_name, size_text
 from llmfit.report.server import LEGEND, served_columns
@@ -48,7 +48,7 @@ def render_report_markdown(report: Report) -> str:
         lines += ["## By kind of node", "", *markdown_table(fleet), "", FLEET_LEGEND, ""]
     for comparison in report.comparisons:
         lines += [
-            f"## {in_markdown(plain(comparison.model.name))}",
+            f"## {in_markdown(title_of(comparison))}",
             "",
             render_markdown(comparison),
         ]

@@ -6,8 +6,12 @@ from dataclasses import replace
 
 import pytest
 
+from llmfit.errors import StoreError
 from llmfit.executors import ray_pool
+from llmfit.executors.local import Local
 from llmfit.executors.ray_pool import CPU, Node, Pool
+from llmfit.network import is_offline, offline
+from llmfit.nightly.places import Places
 from llmfit.planning.memory.prediction import predict_memory
 from llmfit.records import Comparison, Environment, ModelSpec, Plan, Status
 from llmfit.report.fleet import fleet_columns
@@ -81,6 +85,31 @@ def test_more_memory_than_a_node_has_is_not_asked_for(embedded: ModelSpec) -> No
     plan = replace(plan, predicted=replace(need, total_bytes=500 * GB))
     options = Pool(kind=CPU, gpus=0).resources(plan)
     assert options is not None and options["memory"] == 100 * GB
+
+
+def test_what_holds_here_holds_for_every_kind_s_comparisons() -> None:
+    """They run in threads of their own, which know that no network is to be used."""
+    with offline():
+        there = Places(executors={"A100": Local(), "H100": Local()}, interrupt=lambda: None)
+        assert there.each(lambda kind: (kind, is_offline())) == {
+            "A100": ("A100", True),
+            "H100": ("H100", True),
+        }
+
+
+def test_what_one_kind_s_comparisons_raise_is_raised() -> None:
+    """Once those of the others have ended."""
+    ended = []
+
+    def work(kind: str | None) -> None:
+        if kind == "A100":
+            raise StoreError("the disk is full.")
+        ended.append(kind)
+
+    there = Places(executors={"A100": Local(), "H100": Local()}, interrupt=lambda: None)
+    with pytest.raises(StoreError, match="disk is full"):
+        there.each(work)
+    assert ended == ["H100"]
 
 
 def on(kind: str | None, *statuses: Status) -> Comparison:

@@ -337,7 +337,9 @@ def test_a_night_measures_every_kind_at_once(
     assert rates.keys() == {"A100", "H100"}
     assert rates["H100"] is not None and rates["A100"] is not None
     assert 1.3 < rates["H100"] / rates["A100"] < 2.7  # as their steps last, 10 and 20 ms
-    assert "| model | tokens, prompt + new | format |" in render_report_markdown(report)
+    page = render_report_markdown(report)
+    assert "| model | tokens, prompt + new | format |" in page
+    assert "## llmfit-embedded, A100" in page and "## llmfit-embedded, H100" in page
     assert {series.key.machine for series in report.series} == {"lab/A100", "lab/H100"}
     nodes.kill("a")
     nodes.kill("h")

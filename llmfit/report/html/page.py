@@ -18,7 +18,7 @@ from llmfit.report._column import Column, Detail
 from llmfit.report._text import plain
 from llmfit.report.columns import columns
 from llmfit.report.fleet import LEGEND as FLEET_LEGEND
-from llmfit.report.fleet import fleet_columns
+from llmfit.report.fleet import fleet_columns, title_of
 from llmfit.report.html.charts import Chart, comparison_charts, time_chart
 from llmfit.report.lines import (
     Footnote,
@@ -96,7 +96,7 @@ def _section(report: Report, comparison: Comparison, number: int) -> Section:
     return Section(
         id=f"run-{number}",
         comparison=comparison,
-        title=plain(comparison.model.name),
+        title=title_of(comparison),
         heading=heading(comparison),
         columns=columns(comparison, detail=Detail.LEAN),
         notes=footnotes(comparison),
