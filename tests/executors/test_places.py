@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from llmfit.errors import StoreError
-from llmfit.executors import ray_pool
+from llmfit.errors import BackendUnavailable, StoreError
+from llmfit.executors import ray_cluster, ray_pool
 from llmfit.executors.local import Local
+from llmfit.executors.ray_cluster import RayCluster
 from llmfit.executors.ray_pool import CPU, Node, Pool
 from llmfit.network import is_offline, offline
 from llmfit.nightly.places import Places
@@ -85,6 +86,14 @@ def test_more_memory_than_a_node_has_is_not_asked_for(embedded: ModelSpec) -> No
     plan = replace(plan, predicted=replace(need, total_bytes=500 * GB))
     options = Pool(kind=CPU, gpus=0).resources(plan)
     assert options is not None and options["memory"] == 100 * GB
+
+
+def test_without_ray_the_line_that_installs_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before anything is started."""
+    monkeypatch.setattr(ray_cluster, "find_spec", lambda name: None)
+    with pytest.raises(BackendUnavailable, match="not installed") as told:
+        RayCluster("auto")
+    assert told.value.hint == "pip install 'llmfit[ray]'"
 
 
 def test_what_holds_here_holds_for_every_kind_s_comparisons() -> None:
