@@ -217,8 +217,11 @@ def test_the_engine_is_started_on_it(backend: str, engine: str, tmp_path: Path) 
 
 
 @pytest.mark.slow
-def test_what_was_measured_is_in_it_and_it_is_measured(tmp_path: Path) -> None:
+@pytest.mark.parametrize("engine", ["llama-cpp-python", "llama-server"])
+def test_what_was_measured_is_in_it_and_it_is_measured(engine: str, tmp_path: Path) -> None:
     """A run's figures are in the README; its script serves, and bench-server measures that."""
+    if get_engine(engine).missing() is not None:
+        pytest.skip(f"{engine} is not installed")
     store, cache = str(tmp_path / "s.db"), str(tmp_path / "cache")
     measured = llmfit(
         "compare", "--backends", "gguf", "--no-eval", "--prompt-tokens", "16", "--new-tokens", "4",
@@ -227,12 +230,13 @@ def test_what_was_measured_is_in_it_and_it_is_measured(tmp_path: Path) -> None:
     assert measured.returncode == 0, measured.stderr
     out = tmp_path / "out"
     done = llmfit(
-        "deploy", "--backend", "gguf", "--engine", "llama-cpp-python", "--out", str(out),
+        "deploy", "--backend", "gguf", "--engine", engine, "--out", str(out),
         "--store", store, "--cache-dir", cache, "--format", "json",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     bundle = from_json(Bundle, done.stdout)
     assert bundle.validation == "started" and bundle.run_id is not None
+    assert bundle.validated_by == engine
     told = (out / "README.md").read_text()
     assert f"| run | {bundle.run_id} |" in told and "decode, tokens/s" in told
     port = str(free_port())
