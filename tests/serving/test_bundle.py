@@ -236,7 +236,7 @@ def test_what_was_measured_is_in_it_and_it_is_measured(engine: str, tmp_path: Pa
     assert done.returncode == 0, done.stderr
     bundle = from_json(Bundle, done.stdout)
     assert bundle.validation == "started" and bundle.run_id is not None
-    assert bundle.validated_by == engine
+    assert bundle.validated_by == get_engine(engine).label
     told = (out / "README.md").read_text()
     assert f"| run | {bundle.run_id} |" in told and "decode, tokens/s" in told
     port = str(free_port())
