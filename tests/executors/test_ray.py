@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -223,7 +224,8 @@ def test_ctrl_c_cancels_what_runs_and_what_waits(
             command, stdout=subprocess.PIPE, stderr=errors, text=True, env=dict(os.environ)
         )
         _until(lambda: "Slowpoke" in (tmp_path / "errors").read_text(), 120)
-        time.sleep(8)  # it has loaded, and steps
+        _until(lambda: bool(_rows_running()), 60)
+        time.sleep(3)  # it has loaded, and steps
         process.send_signal(signal.SIGINT)
         printed, _ = process.communicate(timeout=60)
     said = (tmp_path / "errors").read_text()
@@ -237,12 +239,14 @@ def test_ctrl_c_cancels_what_runs_and_what_waits(
 
 
 def _rows_running() -> list[str]:
-    """Rows' processes on this machine, other than those of other tests."""
+    """Rows' processes, forked or not, of the node whose steps last a second."""
     found = []
     for each in psutil.process_iter(["cmdline"]):
         words = each.info["cmdline"] or []
-        if "llmfit.runner.worker" in words and words[-1] == "run":
-            found.append(" ".join(words))
+        if any(word.startswith("llmfit.runner.") for word in words):
+            with suppress(psutil.NoSuchProcess):  # it has just ended
+                if each.environ().get("SLOWPOKE_S") == "1":
+                    found.append(" ".join(words))
     return found
 
 
