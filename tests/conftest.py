@@ -88,8 +88,11 @@ def embedded_text() -> str:
 
 @pytest.fixture(scope="session")
 def artifact_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache folder for the whole run, so that each artifact is made once."""
-    return tmp_path_factory.mktemp("artifacts")
+    """A cache folder for the whole run and all its processes: each artifact is made once."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "artifacts"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 @pytest.fixture

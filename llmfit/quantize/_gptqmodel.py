@@ -241,10 +241,12 @@ def quantize_to(
     """
     import torch
 
+    from llmfit.kernels.products import products_in_float32
+
     gptqmodel = import_gptqmodel()
     calibration = [{"input_ids": list(ids), "attention_mask": [1] * len(ids)} for ids in sequences]
     try:
-        with _packing_environment(layers), _thread_failures_raised():
+        with _packing_environment(layers), _thread_failures_raised(), products_in_float32():
             model = gptqmodel.GPTQModel.load(
                 str(model_path),
                 settings,

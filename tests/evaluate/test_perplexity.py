@@ -28,7 +28,7 @@ from llmfit.records import EvaluationSettings, ModelSpec, Plan
 from llmfit.testing import ByteTokenizer, FakeModel
 
 
-def load(spec: ModelSpec, backend: str = "bf16", **more: Any) -> LoadedModel:
+def load(spec: ModelSpec, backend: str = "sdpa", **more: Any) -> LoadedModel:
     """A row's loaded model on the CPU."""
     plan = Plan(backend=backend, model=spec, device="cpu", threads=1, **more)
     return get_backend(backend).load(plan)
@@ -77,7 +77,7 @@ def plain_windows(
     """Losses of all tokens in text order: windows that each begin with BOS, or, without
     ``bos``, with the token before them."""
     model = AutoModelForCausalLM.from_pretrained(
-        spec.path, dtype=torch.bfloat16, attn_implementation="eager"
+        spec.path, dtype=torch.bfloat16, attn_implementation="sdpa"
     )
     tokenizer = AutoTokenizer.from_pretrained(spec.path)
     found: list[float] = []
@@ -139,7 +139,7 @@ def test_llama_cpp_perplexity_equals_a_plain_loop(
         scored = score_text(model, documents, settings).perplexity
     tokenizer = AutoTokenizer.from_pretrained(spec.path)
     plain = AutoModelForCausalLM.from_pretrained(
-        spec.path, dtype=torch.bfloat16, attn_implementation="eager"
+        spec.path, dtype=torch.bfloat16, attn_implementation="sdpa"
     )
     ids = tokenizer("\n\n".join(documents)).input_ids
     assert ids[0] == tokenizer.bos_token_id
@@ -158,7 +158,7 @@ def test_llama_cpp_chunks_without_bos_keep_their_first_token(without_bos: ModelS
         scored = score_text(model, documents, settings).perplexity
     tokenizer = AutoTokenizer.from_pretrained(without_bos.path)
     plain = AutoModelForCausalLM.from_pretrained(
-        without_bos.path, dtype=torch.bfloat16, attn_implementation="eager"
+        without_bos.path, dtype=torch.bfloat16, attn_implementation="sdpa"
     )
     ids = tokenizer("\n\n".join(documents)).input_ids
     found = chunk_losses(plain, ids, 64, None)
@@ -289,7 +289,7 @@ def test_the_interval_is_that_of_the_blocks(embedded: ModelSpec) -> None:
     with load(embedded, "sdpa") as model:
         few, many = (
             score_text(model, documents[:count], EvaluationSettings()).perplexity
-            for count in (10, 190)
+            for count in (10, 80)
         )
     widths = [math.log(scored.high / scored.low) for scored in (few, many)]  # type: ignore[operator]
     # The spread of a mean falls with the square root of its blocks.
