@@ -7,6 +7,7 @@ import json
 import math
 import os
 import signal
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from llmfit.backends.nf4 import Nf4
 from llmfit.backends.registry import default_backends
 from llmfit.comparison import compare
 from llmfit.errors import ModelNotFound, StoreError, UsageError
+from llmfit.executors.local import Local
 from llmfit.job import ComparisonInterrupted
 from llmfit.keeping import Keeping
 from llmfit.models import data_path
@@ -31,6 +33,7 @@ from llmfit.records import (
     Workload,
     read_record,
 )
+from llmfit.runner.forkserver import ForkServer, ForkServers
 
 QUICK = Workload(prompt_tokens=16, new_tokens=8)
 FEW = EvaluationSettings(limit=4)
@@ -60,6 +63,22 @@ def kept(folder: Path) -> Keeping:
     return Keeping(runs_dir=str(folder))
 
 
+class _Warm(ForkServers):
+    """A server for all tests: which of them runs is not for workers to know."""
+
+    def server(self, environment: dict[str, str], *, scoring: bool) -> ForkServer:
+        """See ``ForkServers``."""
+        known = {name: environment[name] for name in environment if name != "PYTEST_CURRENT_TEST"}
+        return super().server(known, scoring=True)
+
+
+@pytest.fixture(scope="module")
+def warm() -> Iterator[Local]:
+    """This machine, the libraries imported once."""
+    with _Warm() as servers:
+        yield Local(servers)
+
+
 def quantised_copy(tmp_path: Path, method: dict[str, Any]) -> Path:
     """A folder whose config says that its weights are quantised."""
     folder = tmp_path / "quantised"
@@ -70,7 +89,7 @@ def quantised_copy(tmp_path: Path, method: dict[str, Any]) -> Path:
 
 
 @pytest.mark.slow
-def test_rows_and_verdict_are_on_disk(tmp_path: Path) -> None:
+def test_rows_and_verdict_are_on_disk(warm: Local, tmp_path: Path) -> None:
     """Each row is a file as soon as it is done, and the whole is one too."""
     watcher = Watcher()
     seen: list[list[str]] = []
@@ -79,7 +98,7 @@ def test_rows_and_verdict_are_on_disk(tmp_path: Path) -> None:
     )
     comparison = compare(
         backends=["sdpa", "nf4"], workload=QUICK, evaluation=FEW, keeping=kept(tmp_path),
-        observer=watcher,
+        executor=warm, observer=watcher,
     )  # fmt: skip
     assert seen == [["sdpa.json"], ["nf4.json", "sdpa.json"]]
     assert [row.status for row in comparison.rows] == ["ok", "ok"]
@@ -96,12 +115,14 @@ def test_rows_and_verdict_are_on_disk(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_reference_runs_first_and_the_others_are_held_against_it(tmp_path: Path) -> None:
+def test_the_reference_runs_first_and_the_others_are_held_against_it(
+    warm: Local, tmp_path: Path
+) -> None:
     """Named last, bf16 still runs first; rows keep the order asked for; its logits do not stay."""
     watcher = Watcher()
     comparison = compare(
         backends=["sdpa", "bf16"], workload=QUICK, evaluation=FEW, keeping=kept(tmp_path),
-        observer=watcher,
+        executor=warm, observer=watcher,
     )  # fmt: skip
     assert watcher.started == ["bf16", "sdpa"]
     sdpa, bf16 = comparison.rows
@@ -117,11 +138,11 @@ def test_the_reference_runs_first_and_the_others_are_held_against_it(tmp_path: P
 
 
 @pytest.mark.slow
-def test_a_record_says_what_made_it(tmp_path: Path) -> None:
+def test_a_record_says_what_made_it(warm: Local, tmp_path: Path) -> None:
     """Machine, content hashes of model and inputs, seed, settings and command are in each row."""
     comparison = compare(
         backends=["sdpa"], workload=QUICK, evaluation=FEW, keeping=kept(tmp_path), seed=7,
-        command="llmfit compare --seed 7",
+        executor=warm, command="llmfit compare --seed 7",
     )  # fmt: skip
     (row,) = comparison.rows
     assert row.environment == comparison.environment
@@ -157,7 +178,7 @@ def test_a_short_context_shortens_the_default_workload(tmp_path: Path, user_fold
 
 @pytest.mark.slow
 def test_a_missing_package_is_an_unavailable_row(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    warm: Local, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The row says the exact pip line, and the others run."""
     absent = (*Nf4.packages, Package("no_such_module", "no-such-package"))
@@ -167,6 +188,7 @@ def test_a_missing_package_is_an_unavailable_row(
         workload=QUICK,
         evaluation=None,
         keeping=kept(tmp_path),
+        executor=warm,
     )
     assert [row.status for row in comparison.rows] == ["unavailable", "ok"]
     assert "no-such-package" in str(comparison.rows[0].reason)
@@ -174,10 +196,12 @@ def test_a_missing_package_is_an_unavailable_row(
     assert comparison.verdict.backend == "sdpa"
 
 
-def test_a_quantised_model_leaves_the_other_rows_out(tmp_path: Path) -> None:
+def test_a_quantised_model_leaves_the_other_rows_out(warm: Local, tmp_path: Path) -> None:
     """Rows of other formats say why they were skipped."""
     folder = quantised_copy(tmp_path, {"quant_method": "eetq"})
-    comparison = compare(str(folder), workload=QUICK, evaluation=None, keeping=kept(tmp_path))
+    comparison = compare(
+        str(folder), workload=QUICK, evaluation=None, keeping=kept(tmp_path), executor=warm
+    )
     assert {row.status for row in comparison.rows} == {"skipped"}
     stored, *others = comparison.rows
     assert stored.backend == "stored" and "loads compressed-tensors" in str(stored.reason)
@@ -187,11 +211,13 @@ def test_a_quantised_model_leaves_the_other_rows_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_budget_that_is_too_small_rules_rows_out(tmp_path: Path, artifact_cache: Path) -> None:
+def test_a_budget_that_is_too_small_rules_rows_out(
+    warm: Local, tmp_path: Path, artifact_cache: Path
+) -> None:
     """Rows that need more than --gpu-gb are not tried; the CPU row has no such bound."""
     comparison = compare(
         backends=["bf16", "gguf"], workload=QUICK, evaluation=None, gpu_gb=0.001,
-        keeping=kept(tmp_path), cache_dir=str(artifact_cache),
+        keeping=kept(tmp_path), executor=warm, cache_dir=str(artifact_cache),
     )  # fmt: skip
     bf16, gguf = comparison.rows
     assert bf16.status == "does_not_fit" and "budget is 1.00 MB" in str(bf16.reason)
@@ -199,7 +225,7 @@ def test_a_budget_that_is_too_small_rules_rows_out(tmp_path: Path, artifact_cach
 
 
 @pytest.mark.slow
-def test_a_killed_worker_costs_only_its_row(tmp_path: Path) -> None:
+def test_a_killed_worker_costs_only_its_row(warm: Local, tmp_path: Path) -> None:
     """kill -9 of the second row's process: that row failed with its reason, the others are ok."""
 
     def kill(backend: str, stage: str, done: int) -> None:
@@ -210,7 +236,7 @@ def test_a_killed_worker_costs_only_its_row(tmp_path: Path) -> None:
 
     comparison = compare(
         backends=["sdpa", "bf16", "nf4"], workload=QUICK, evaluation=None,
-        keeping=kept(tmp_path), observer=Watcher(kill),
+        keeping=kept(tmp_path), executor=warm, observer=Watcher(kill),
     )  # fmt: skip
     assert [row.status for row in comparison.rows] == ["ok", "failed", "ok"]
     assert "SIGKILL" in str(comparison.rows[1].reason)
@@ -218,7 +244,7 @@ def test_a_killed_worker_costs_only_its_row(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_all_formats_of_a_real_model(
-    stories260k: ModelSpec, shared_data: Path, tmp_path: Path, artifact_cache: Path
+    warm: Local, stories260k: ModelSpec, shared_data: Path, tmp_path: Path, artifact_cache: Path
 ) -> None:
     """stories260K, whose width of 172 suits no block: eight rows are ok and say what they did."""
     settings = EvaluationSettings(
@@ -232,6 +258,7 @@ def test_all_formats_of_a_real_model(
         workload=QUICK,
         evaluation=settings,
         keeping=kept(tmp_path),
+        executor=warm,
         cache_dir=str(artifact_cache),
     )
     rows = {row.backend: row for row in comparison.rows}
@@ -252,7 +279,7 @@ def test_all_formats_of_a_real_model(
 
 
 @pytest.mark.slow
-def test_an_interrupt_keeps_the_finished_rows(tmp_path: Path) -> None:
+def test_an_interrupt_keeps_the_finished_rows(warm: Local, tmp_path: Path) -> None:
     """Ctrl-C in the second row: the first is kept, the rest are skipped, all is on disk."""
 
     def interrupt(backend: str, stage: str, done: int) -> None:
@@ -262,7 +289,7 @@ def test_an_interrupt_keeps_the_finished_rows(tmp_path: Path) -> None:
     with pytest.raises(ComparisonInterrupted) as caught:
         compare(
             backends=["sdpa", "bf16", "nf4"], workload=QUICK, evaluation=None,
-            keeping=kept(tmp_path), observer=Watcher(interrupt),
+            keeping=kept(tmp_path), executor=warm, observer=Watcher(interrupt),
         )  # fmt: skip
     rows = caught.value.comparison.rows
     assert [row.status for row in rows] == ["ok", "skipped", "skipped"]

@@ -228,7 +228,7 @@ def test_gptqmodels_own_checkpoints_load(
         offload_to_disk_path=str(tmp_path / "offload"),
     )
     random = torch.Generator().manual_seed(0)
-    sequences = [torch.randint(512, (64,), generator=random).tolist() for _ in range(32)]
+    sequences = [torch.randint(512, (64,), generator=random).tolist() for _ in range(8)]
     theirs = gptqmodel.GPTQModel.load(str(base), settings, device="cpu", dtype=torch.bfloat16)
     theirs.quantize(
         [{"input_ids": ids, "attention_mask": [1] * 64} for ids in sequences],

@@ -205,11 +205,13 @@ def test_the_hubs_cache_is_links_to_blobs(
 @pytest.mark.parametrize(
     ("backend", "engine"), [("sdpa", "transformers"), ("gptq", "transformers"), ("gguf", "ollama")]
 )
-def test_the_engine_is_started_on_it(backend: str, engine: str, tmp_path: Path) -> None:
+def test_the_engine_is_started_on_it(
+    backend: str, engine: str, tmp_path: Path, artifact_cache: Path
+) -> None:
     """Quantised, copied, started, asked; llama-cpp-python's server stands in for Ollama."""
     done = llmfit(
         "deploy", "--backend", backend, "--engine", engine, "--out", str(tmp_path / "out"),
-        "--store", str(tmp_path / "s.db"), "--cache-dir", str(tmp_path / "cache"),
+        "--store", str(tmp_path / "s.db"), "--cache-dir", str(artifact_cache),
         "--format", "json",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

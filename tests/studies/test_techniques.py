@@ -32,7 +32,7 @@ from llmfit.testing import make_record
 TINY = replace(
     DEFAULT,
     runs=2,
-    step_batch=2,
+    step_batch=1,
     step_tokens=256,
     attention_batch=1,
     attention_tokens=256,
