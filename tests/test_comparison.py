@@ -196,6 +196,7 @@ def test_a_missing_package_is_an_unavailable_row(
     assert comparison.verdict.backend == "sdpa"
 
 
+@pytest.mark.slow
 def test_a_quantised_model_leaves_the_other_rows_out(warm: Local, tmp_path: Path) -> None:
     """Rows of other formats say why they were skipped."""
     folder = quantised_copy(tmp_path, {"quant_method": "eetq"})

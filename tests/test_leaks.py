@@ -89,6 +89,7 @@ def folders(tmp_path: Path) -> Iterator[leaks.Folders]:
         yield made
 
 
+@pytest.mark.slow
 def test_what_is_left_is_seen(folders: leaks.Folders) -> None:
     """A pipe, a thread, a child, a zombie, and files where they do not belong."""
     shared = leaks.shared_memory()

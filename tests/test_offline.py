@@ -98,6 +98,7 @@ def test_offline_everything_that_is_here_works(tmp_path: Path) -> None:
     assert tried(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_offline_the_hub_is_not_asked(tmp_path: Path) -> None:
     """For a model that is not here: one clear error, at once, and no try."""
     for words in (("compare", "org/model"), ("plan", "org/model"), ("generate", "org/model")):

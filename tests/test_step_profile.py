@@ -53,6 +53,7 @@ def test_kernels_beyond_the_wall_time_leave_nothing_between() -> None:
     assert found.groups[0].share == 1.0
 
 
+@pytest.mark.slow
 def test_a_row_of_pytorchs_is_profiled(embedded: ModelSpec) -> None:
     """The embedded model: linear layers, attention and Python take their parts of a step."""
     workload = Workload(prompt_tokens=16, new_tokens=24)

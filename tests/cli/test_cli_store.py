@@ -115,6 +115,7 @@ def test_help_fits_80_columns_and_has_an_example(llmfit: Run, verb: str) -> None
     assert "examples:" in done.stdout and f"llmfit {verb}" in done.stdout
 
 
+@pytest.mark.slow
 def test_history_lists_the_newest_first(llmfit: Run, store: Path) -> None:
     """On 80 columns and as JSON; what did not end says so."""
     done = llmfit("history", "--last", "3", COLUMNS="80", LLMFIT_STORE=str(store))
@@ -131,6 +132,7 @@ def test_history_lists_the_newest_first(llmfit: Run, store: Path) -> None:
     assert "No run of x" in llmfit("history", "x", LLMFIT_STORE=str(store)).stdout
 
 
+@pytest.mark.slow
 def test_show_prints_a_run_and_a_row(llmfit: Run, store: Path) -> None:
     """As ``compare`` does, by the id alone."""
     done = llmfit("show", "night1", "--store", str(store), COLUMNS="80")
@@ -142,6 +144,7 @@ def test_show_prints_a_run_and_a_row(llmfit: Run, store: Path) -> None:
     assert whole["run_id"] == "night1" and len(whole["rows"]) == 2
 
 
+@pytest.mark.slow
 def test_runs_go_from_store_to_store(llmfit: Run, store: Path, tmp_path: Path) -> None:
     """By JSON; CSV is for spreadsheets."""
     out = tmp_path / "runs.json"
@@ -157,6 +160,7 @@ def test_runs_go_from_store_to_store(llmfit: Run, store: Path, tmp_path: Path) -
         assert len(list(csv.DictReader(stream))) == 13
 
 
+@pytest.mark.slow
 def test_a_report_names_what_became_worse(llmfit: Run, store: Path, tmp_path: Path) -> None:
     """Exit code 3; on stdout and in each of the four files: metric, size, record and cause."""
     out = tmp_path / "report"

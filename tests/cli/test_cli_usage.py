@@ -116,7 +116,7 @@ WRONG = [
     (["compare", "--no-eval", "--tasks", "piqa"], "--tasks"),
     (["compare", "--gpus", "0"], "'0'"),
     (["compare", "--gpus", "65"], "'65'"),
-    (["compare", "--gpus", "2", "--device", "cpu"], "2 GPUs"),
+    pytest.param(["compare", "--gpus", "2", "--device", "cpu"], "2 GPUs", marks=pytest.mark.slow),
     (["compare", "--split", "pipeline"], "'pipeline'"),
     (["compare", "--split", "tensor"], "--split"),
     (["compare", "--executor", "slurm"], "'slurm'"),

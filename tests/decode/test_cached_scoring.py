@@ -66,6 +66,7 @@ def test_scores_are_those_of_decode(
     assert score.logprobs == pytest.approx(expected, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_scores_do_not_depend_on_the_batch(model: Any, ids: tuple[int, ...]) -> None:
     """Endings of one context, long ones and short ones, score alike alone and together."""
     shared = [Window(ids[:40] + ids[at : at + n], 40) for at, n in ((60, 9), (70, 1), (90, 30))]
@@ -122,7 +123,9 @@ def test_divergence_is_the_price_of_the_bits(model: Any, ids: tuple[int, ...]) -
     assert 10 * divergence["q8_0"] < divergence["q4_0"] < 0.05
 
 
-@pytest.mark.parametrize("backend", ["bf16", "int8", "nf4"])
+@pytest.mark.parametrize(
+    "backend", ["bf16", *(pytest.param(row, marks=pytest.mark.slow) for row in ("int8", "nf4"))]
+)
 def test_every_row_scores_over_its_cache(
     embedded: ModelSpec, ids: tuple[int, ...], backend: str
 ) -> None:

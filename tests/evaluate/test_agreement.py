@@ -121,6 +121,7 @@ def ours_in_bf16(case: Case, half: Any) -> list[tuple[float, bool]]:
     return adapter(half).loglikelihood(case.requests, disable_tqdm=True)
 
 
+@pytest.mark.slow
 def test_every_choice_equals_hfs_in_float32(
     case: Case, full: Any, ours_in_float32: list[tuple[float, bool]]
 ) -> None:

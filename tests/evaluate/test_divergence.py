@@ -163,6 +163,7 @@ def load(spec: ModelSpec, backend: str, **more: Any) -> LoadedModel:
     return get_backend(backend).load(plan)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("protocol", ["window", "llama.cpp"])
 def test_divergence_equals_plain_forward_passes(
     story_model: LoadedModel, stories260k: ModelSpec, shared_data: Path, path: Path, protocol: str
@@ -202,6 +203,7 @@ def test_a_row_is_the_same_as_itself(story_model: LoadedModel, path: Path) -> No
     assert (again.top1_agreement, again.top1_low, again.top1_high) == (1, 1, 1)
 
 
+@pytest.mark.slow
 def test_gguf_in_16_bits_is_close_to_bf16(
     embedded: ModelSpec, artifact_cache: Path, path: Path
 ) -> None:

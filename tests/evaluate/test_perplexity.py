@@ -34,7 +34,7 @@ def load(spec: ModelSpec, backend: str = "sdpa", **more: Any) -> LoadedModel:
     return get_backend(backend).load(plan)
 
 
-@pytest.fixture(params=["stories260k", "embedded"])
+@pytest.fixture(params=["stories260k", pytest.param("embedded", marks=pytest.mark.slow)])
 def spec(request: pytest.FixtureRequest) -> ModelSpec:
     """A real trained model."""
     return request.getfixturevalue(request.param)
@@ -107,6 +107,7 @@ def test_window_perplexity_equals_a_plain_loop(
     assert scored.n_documents == len(documents)
 
 
+@pytest.mark.slow
 def test_a_tokenizer_without_bos_keeps_the_token_before(without_bos: ModelSpec) -> None:
     """Later windows begin with the token before them: within 0.1 % of transformers."""
     documents = read_documents(data_path("text.txt"))[:30]
@@ -150,6 +151,7 @@ def test_llama_cpp_perplexity_equals_a_plain_loop(
     assert f"{len(documents)} documents joined by blank lines" in scored.protocol
 
 
+@pytest.mark.slow
 def test_llama_cpp_chunks_without_bos_keep_their_first_token(without_bos: ModelSpec) -> None:
     """Where the tokenizer adds no BOS, no chunk's first token gives way to one."""
     documents = read_documents(data_path("text.txt"))[:30]
@@ -283,6 +285,7 @@ def test_blocks_keep_to_their_documents() -> None:
     assert scored.n_tokens == 429
 
 
+@pytest.mark.slow
 def test_the_interval_is_that_of_the_blocks(embedded: ModelSpec) -> None:
     """Two kinds of documents, told apart by their loss: few blocks give a wide interval."""
     documents = read_documents(data_path("text.txt"))

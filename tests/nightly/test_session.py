@@ -5,7 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import psutil
@@ -13,10 +14,12 @@ import pytest
 
 from llmfit.errors import UsageError
 from llmfit.job import ComparisonInterrupted, Observer
+from llmfit.nightly import places
 from llmfit.nightly.config import Cell, NightlyConfig
 from llmfit.nightly.session import run_night
 from llmfit.nightly.stored import report_of_night, report_of_store
 from llmfit.records import RunRecord
+from llmfit.runner.forkserver import ForkServers
 from llmfit.store.store import Store
 from llmfit.trend_records import NightResult
 
@@ -24,6 +27,14 @@ pytestmark = pytest.mark.slow
 
 Night = Callable[..., NightlyConfig]
 Plugin = Callable[[str], None]
+
+
+@pytest.fixture
+def one_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The nights of a test import the libraries once, and not once each."""
+    with ForkServers() as servers:
+        monkeypatch.setattr(places, "ForkServers", lambda: nullcontext(servers))
+        yield
 
 
 def run(config: NightlyConfig, folder: Path, observer: Observer | None = None) -> NightResult:
@@ -71,6 +82,7 @@ class Servers(Observer):
         ]
 
 
+@pytest.mark.usefixtures("one_server")
 def test_a_planted_slowdown_is_found_and_named(
     night: Night, plugin: Plugin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -96,6 +108,7 @@ def test_a_planted_slowdown_is_found_and_named(
     assert points == {4}
 
 
+@pytest.mark.usefixtures("one_server")
 def test_a_row_that_fails_now_is_a_regression(
     night: Night, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -111,6 +124,7 @@ def test_a_row_that_fails_now_is_a_regression(
     assert "no kernel for this card" in str(cell.reason) and not result.complete
 
 
+@pytest.mark.usefixtures("one_server")
 def test_an_interrupted_night_goes_on_row_by_row(night: Night, tmp_path: Path) -> None:
     """The row that was finished is not run again; the night is one session and one run."""
     with pytest.raises(ComparisonInterrupted):
@@ -128,6 +142,7 @@ def test_an_interrupted_night_goes_on_row_by_row(night: Night, tmp_path: Path) -
     assert count.ran == ["slowpoke2", "slowpoke", "slowpoke2"]
 
 
+@pytest.mark.usefixtures("one_server")
 def test_other_settings_do_not_go_on(night: Night, tmp_path: Path) -> None:
     """A file that was edited asks for something else."""
     with pytest.raises(ComparisonInterrupted):
@@ -190,6 +205,7 @@ def test_two_nights_at_once_are_refused(night: Night, tmp_path: Path) -> None:
     pytest.fail("the lock outlived its process")
 
 
+@pytest.mark.usefixtures("one_server")
 def test_a_baseline_is_a_tag_a_run_or_the_last(
     night: Night, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -211,6 +227,7 @@ def test_a_baseline_is_a_tag_a_run_or_the_last(
         worse("v9")
 
 
+@pytest.mark.usefixtures("one_server")
 def test_a_row_that_would_end_too_late_is_stopped(
     night: Night, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -72,15 +72,13 @@ def in_two_processes(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("which", ["odd", "embedded"])
 def test_logits_and_tokens_are_those_of_one_process(
-    which: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    odd: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In float32 within rounding, greedy tokens exactly; each rank holds the bytes predicted."""
-    spec: ModelSpec = request.getfixturevalue(which)
-    told = in_two_processes(spec, tmp_path, monkeypatch)
+    told = in_two_processes(odd, tmp_path, monkeypatch)
     whole: Any = AutoModelForCausalLM.from_pretrained(
-        spec.path, dtype=torch.float32, attn_implementation="sdpa"
+        odd.path, dtype=torch.float32, attn_implementation="sdpa"
     ).eval()
     with torch.inference_mode():
         wanted = whole(torch.tensor([IDS])).logits[0]
@@ -89,7 +87,7 @@ def test_logits_and_tokens_are_those_of_one_process(
     first, second = (torch.load(tmp_path / f"logits-{rank}.pt") for rank in (0, 1))
     assert torch.equal(first, second)  # in lockstep: both choose by the same bits
     torch.testing.assert_close(first, wanted, rtol=1e-4, atol=1e-4)
-    shape = spec.shape
+    shape = odd.shape
     assert shape is not None
     for rank, found in told.items():
         assert found["size"] == 2 and found["of_all"] == [0, 10]
@@ -101,44 +99,33 @@ def test_logits_and_tokens_are_those_of_one_process(
 
 
 @pytest.mark.slow
-def test_a_row_of_two_processes_is_a_row(odd: ModelSpec) -> None:
-    """Timed, its memory of each process known, its weights those of both."""
+def test_a_row_of_two_processes_is_a_row_of_equal_quality(embedded: ModelSpec) -> None:
+    """Timed, each process's memory known, its weights those of both.
+
+    Perplexity within the rounding of bf16 sums, as many questions right but for ties.
+    """
+    pytest.importorskip("lm_eval")
     stages: list[str] = []
-    record = run_isolated(
-        plan(odd, gpus=2, split="tensor"), progress=lambda stage, *_: stages.append(stage)
+    asked = replace(plan(embedded), evaluation=EvaluationSettings(limit=12))
+    one = run_isolated(asked)
+    two = run_isolated(
+        replace(asked, gpus=2, split="tensor"), progress=lambda stage, *_: stages.append(stage)
     )
-    assert record.status == "ok", record.reason
-    assert record.decode is not None and record.prefill is not None
-    assert record.memory is not None and len(record.memory.per_gpu_peak_bytes) == 2
-    assert record.memory.peak_bytes == max(record.memory.per_gpu_peak_bytes)
-    assert any("tensor parallelism over 2 processes" in note for note in record.notes)
+    assert (one.status, two.status) == ("ok", "ok"), (one.reason, two.reason)
+    assert two.decode is not None and two.prefill is not None
+    assert two.memory is not None and len(two.memory.per_gpu_peak_bytes) == 2
+    assert two.memory.peak_bytes == max(two.memory.per_gpu_peak_bytes)
+    assert any("tensor parallelism over 2 processes" in note for note in two.notes)
     assert stages[0] == "import" and stages.count("load") == 1
-    shape = odd.shape
-    assert shape is not None and record.weights_bytes is not None
+    assert two.plan is not None and two.plan.threads == 2
+    shape = embedded.shape
+    assert shape is not None and two.weights_bytes is not None
     vectors = sum(layer.vectors for layer in shape.of_layers()) + shape.vectors
-    whole = weights_bytes(odd, "sdpa", "cpu")
+    whole = weights_bytes(embedded, "sdpa", "cpu")
     assert whole is not None
     # Norms twice, and each process's rotary frequencies in float32.
-    assert record.weights_bytes - whole - 2 * vectors == 2 * 2 * 4 * (96 // 6 // 2)
-    assert record.plan is not None and record.plan.threads == 2
-
-
-@pytest.mark.slow
-def test_quality_is_that_of_one_process(embedded: ModelSpec) -> None:
-    """Perplexity within the rounding of bf16 sums, as many questions right but for ties."""
-    pytest.importorskip("lm_eval")
-    settings = EvaluationSettings(limit=12)
-    one, two = (
-        run_isolated(
-            Plan(
-                backend="sdpa", model=embedded, device="cpu", threads=2, evaluation=settings,
-                workload=Workload(prompt_tokens=16, new_tokens=4, repeats=1, warmup=0),
-                gpus=gpus, split="tensor",
-            )
-        )
-        for gpus in (1, 2)
-    )  # fmt: skip
-    assert (one.status, two.status) == ("ok", "ok"), (one.reason, two.reason)
+    width = embedded.hidden_size // embedded.num_attention_heads
+    assert two.weights_bytes - whole - 2 * vectors == 2 * 2 * 4 * (width // 2)
     assert one.perplexity is not None and two.perplexity is not None
     assert two.perplexity.n_tokens == one.perplexity.n_tokens
     assert two.perplexity.token == pytest.approx(one.perplexity.token, rel=5e-3)

@@ -195,6 +195,7 @@ def test_the_converter_of_a_checkout(checkout: Path, tmp_path: Path) -> None:
     assert log.read_text().split() == ["f32"] * 3
 
 
+@pytest.mark.slow
 def test_a_checkout_is_used_for_known_architectures_too(checkout: Path, tmp_path: Path) -> None:
     """Who names a checkout gets its converter, whatever the model is."""
     folder = tmp_path / "llama"

@@ -181,6 +181,7 @@ def test_sentencepiece_with_added_tokens(shared_data: Path, tmp_path: Path) -> N
     assert "1 tokens" in small.notes[0]
 
 
+@pytest.mark.slow
 def test_llama2_as_tokenizer_json(shared_data: Path, tmp_path: Path) -> None:
     """Llama 2 as BPE with byte fallback, the way transformers writes it: the same ids again."""
     pytest.importorskip("google.protobuf")

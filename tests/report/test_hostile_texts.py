@@ -84,6 +84,7 @@ def test_the_tables_of_other_verbs_obey_nothing() -> None:
         assert controls(text) == set()
 
 
+@pytest.mark.slow
 def test_pictures_hold_texts_as_they_are(tmp_path: Path) -> None:
     """A dollar sign begins no formula; the SVG is XML with no element of a name."""
     pytest.importorskip("matplotlib")

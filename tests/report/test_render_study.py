@@ -151,6 +151,7 @@ def test_json_reads_back(result: StudyResult) -> None:
     assert from_json(StudyResult, render_study(result, "json")) == result
 
 
+@pytest.mark.slow
 def test_the_figure_is_a_picture_and_text_that_can_be_searched(
     result: StudyResult, tmp_path: Path
 ) -> None:

@@ -35,6 +35,7 @@ def plan(spec: ModelSpec, workload: Workload = LONG) -> Plan:
     )
 
 
+@pytest.mark.slow
 def test_a_row_comes_back_measured(embedded: ModelSpec, tmp_path: Path) -> None:
     """A short row is ok, with its figures, and what libraries print is in the log alone."""
     workload = Workload(prompt_tokens=16, new_tokens=9, batch=2, repeats=5)

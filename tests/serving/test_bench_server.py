@@ -31,6 +31,7 @@ def bench(
         return bench_server(ServerTarget(url=url, **target), workload)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_known_times_come_out() -> None:
     """A first piece after 80 ms and one each 20 ms, for two of three clients at a time."""
     behaviour = Behaviour(first_s=0.08, gap_s=0.02, pieces=4, at_once=2)

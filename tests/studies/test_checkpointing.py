@@ -142,6 +142,7 @@ def test_switching_on_again_and_again_leaves_no_hooks() -> None:
     assert not subject.model.get_input_embeddings()._forward_hooks
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_a_row_with_both_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a CPU with no memory left nothing is run; every mode says so."""
     monkeypatch.setattr("llmfit.studies.steps.free_bytes", lambda device: 1000)

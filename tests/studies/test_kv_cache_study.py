@@ -101,6 +101,7 @@ def test_operations_are_those_that_torch_counts(cached: bool, new_tokens: int) -
     assert counted == generation_flops(SHAPE, 2, 5, new_tokens, cached=cached)
 
 
+@pytest.mark.slow
 def test_operations_grow_by_one_power_less_with_a_cache() -> None:
     """1 against 2 while linear layers rule, 2 against 3 where attention does."""
     wide = TransformerShape(

@@ -199,6 +199,7 @@ def test_checkpointing_saves_memory_and_gives_the_same_gradients_and_accuracy(co
     assert found["mixed precision BF16"].memory_saved > 0
 
 
+@pytest.mark.slow
 def test_fused_attention_needs_less_memory_and_gives_the_same_states(context):
     (found,) = flash_attention(context, TINY)
     assert found.memory_saved is not None
@@ -206,6 +207,7 @@ def test_fused_attention_needs_less_memory_and_gives_the_same_states(context):
     assert [check.holds for check in found.checks] == [True]
 
 
+@pytest.mark.slow
 def test_generation_with_a_cache_gives_the_same_tokens(context):
     (found,) = kv_cache(context, TINY)
     assert [check.holds for check in found.checks] == [True]

@@ -244,7 +244,8 @@ def _require_same(case: Case, file_types: Mapping[str, int], folder: Path, imatr
         assert gguf_bytes(shape, file_type) == tensors + 4 * vectors, file_type
 
 
-SLOW_CASES = {"80 layers without, the 65B", "qwen3 of 80 layers", "four experts"}
+SLOW_CASES = {"80 layers without, the 65B", "qwen3 of 80 layers", "four experts", "eight experts",
+              "deepseek, latent attention and shared experts"}  # fmt: skip
 
 
 @pytest.mark.parametrize(
