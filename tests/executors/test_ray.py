@@ -165,8 +165,10 @@ def test_nodes_without_a_common_disk_get_files_and_artifacts(
 ) -> None:
     """A node that sees neither model, records nor cache: the model and the logits come to it.
 
-    An artifact that another node has made is not made again.
+    An artifact that another node has made is not made again. A kind that is not there is refused.
     """
+    with pytest.raises(UsageError, match="the Ray cluster has no node"):
+        run(tmp_path, Fleet(cluster), "sdpa")
     seen = tmp_path / "seen"
     model = seen / "model"
     shutil.copytree(embedded.path, model)
@@ -176,6 +178,8 @@ def test_nodes_without_a_common_disk_get_files_and_artifacts(
         pytest.skip("mounting takes root")
     caches = {name: {"XDG_CACHE_HOME": str(tmp_path / name)} for name in ("one", "two")}
     nodes.add("one", kind="A100", environment=caches["one"])
+    with pytest.raises(UsageError, match="no node of kind H100; its kinds are: A100"):
+        run(tmp_path, Fleet(cluster, "H100"), "sdpa")
     first = rows_of(run(seen, Fleet(cluster, "A100"), "gguf", model=str(model)))
     assert first["gguf"].quantize_s is not None
     nodes.add("two", kind="H100", environment=caches["two"], inside=hide)
@@ -256,18 +260,6 @@ def _until(true: object, limit_s: float) -> None:
     while not true():
         assert time.monotonic() < deadline, "it did not come"
         time.sleep(0.2)
-
-
-def test_a_fleet_without_the_kind_says_which_there_are(
-    nodes: RayNodes, cluster: RayCluster, tmp_path: Path
-) -> None:
-    """An unknown kind, and a cluster without nodes."""
-    with pytest.raises(UsageError, match="the Ray cluster has no node"):
-        run(tmp_path, Fleet(cluster), "sdpa")
-    nodes.add("a", kind="A100")
-    with pytest.raises(UsageError, match="no node of kind H100; its kinds are: A100"):
-        run(tmp_path, Fleet(cluster, "H100"), "sdpa")
-    nodes.kill("a")
 
 
 def test_without_an_address_a_ray_of_its_own_runs_the_rows(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ TINY = PrecisionSizes(
     batches=2,
     warmup=0,
     runs=1,
-    limit_steps=12,
+    limit_steps=4,
 )
 
 
