@@ -21,6 +21,7 @@ def deployed() -> Iterator[Deployer]:
         yield deployer
 
 
+@pytest.mark.slow
 def test_text_equals_transformers(deployed: Deployer) -> None:
     """The greedy text is the one that transformers.generate gives, EOS and all."""
     path = deployed.plan.model.path
@@ -55,6 +56,7 @@ def test_sampling_is_repeatable(deployed: Deployer) -> None:
     assert deployed.generate(PROMPT, max_new_tokens=30, sampling=hot).text == first.text
 
 
+@pytest.mark.slow
 def test_benchmark_and_evaluate_return_figures(deployed: Deployer) -> None:
     """Timing and quality come with their raw samples."""
     timing = deployed.benchmark(Workload(prompt_tokens=16, new_tokens=8, repeats=5))

@@ -75,6 +75,7 @@ child.main()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the limits are Linux's")
 def test_the_harness_finds_each_kind_of_fault() -> None:
     """Another error, time, memory, a file elsewhere, a message without end, a crash."""

@@ -47,6 +47,7 @@ def test_an_unknown_study_names_the_nearest() -> None:
     assert error.value.hint == "llmfit study attention"
 
 
+@pytest.mark.slow
 def test_a_device_that_is_not_here_is_the_users_error() -> None:
     """The child's own refusal arrives as what it is, with its hint."""
     if torch.cuda.is_available():

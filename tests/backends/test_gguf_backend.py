@@ -150,6 +150,7 @@ def test_sampling_is_reproducible(loaded: LoadedModel) -> None:
     assert texts[0][0] != texts[0][1]
 
 
+@pytest.mark.slow
 def test_sampling_follows_the_distribution(loaded: LoadedModel, reference: Any) -> None:
     """First tokens are drawn from softmax(logits / temperature) cut to top-k, then to top-p."""
     from llmfit.decode.sampling import filtered_logits

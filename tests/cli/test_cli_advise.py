@@ -66,6 +66,7 @@ def test_wrong_values_are_one_line_and_exit_2(
     assert told in done.stderr and len(done.stderr.splitlines()) <= 2
 
 
+@pytest.mark.slow
 def test_own_records_are_shown(llmfit: Run, tmp_path: Path) -> None:
     """Two rows of this machine in the runs folder give the measured line."""
     here = Environment(

@@ -68,6 +68,7 @@ def test_wrong_values_are_one_line_and_exit_2(
     assert told in done.stderr and len(done.stderr.splitlines()) <= 2
 
 
+@pytest.mark.slow
 def test_measuring_wants_weights(llmfit: Run) -> None:
     """Without the weights nothing is measured, and the way to measure without them is named."""
     done = llmfit("path", "llama-3.1-8b", "--to-gb", "8", "--measure", HF_HUB_OFFLINE="1")

@@ -73,7 +73,9 @@ def test_a_long_beginning_is_run_once(model: LoadedModel, monkeypatch: pytest.Mo
     assert len(fed) < 20
 
 
-@pytest.mark.parametrize("batch_tokens", [16, 128, 4096])
+@pytest.mark.parametrize(
+    "batch_tokens", [16, *(pytest.param(most, marks=pytest.mark.slow) for most in (128, 4096))]
+)
 def test_scores_equal_transformers(
     model: LoadedModel, windows: list[Window], embedded: ModelSpec, batch_tokens: int
 ) -> None:
@@ -89,6 +91,7 @@ def test_scores_equal_transformers(
         )
 
 
+@pytest.mark.slow
 def test_a_visitor_sees_the_predictions_in_order(model: LoadedModel, windows: list[Window]) -> None:
     """With a visitor the scores are the same, and its logits are those of the scored tokens."""
     seen: list[torch.Tensor] = []

@@ -51,6 +51,7 @@ def plain_bits_per_byte(spec: ModelSpec, documents: list[str], window: int) -> f
     return total / math.log(2) / sum(len(document.encode()) for document in documents)
 
 
+@pytest.mark.slow
 def test_lm_evals_measures_equal_a_plain_loop_on_a_real_model(
     stories260k: ModelSpec, shared_data: Path
 ) -> None:

@@ -61,6 +61,7 @@ def test_what_was_measured_is_kept_though_nobody_reads_it(place: Place) -> None:
     place.assert_clean()
 
 
+@pytest.mark.slow
 def test_what_verbs_print_is_apart_from_what_libraries_do(place: Place) -> None:
     """A backend of another package prints while it is imported, in Python and in C."""
     told = place.start("backends", "--format", "json", FAULTY_IMPORT_PRINTS="1")

@@ -142,6 +142,7 @@ def test_phi4(regex: str, name: str, shared_data: Path, tmp_path: Path) -> None:
     vocabulary.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["tokenizer.model", "tokenizer.json"])
 def test_phi3(form: str, shared_data: Path, tmp_path: Path) -> None:
     """Llama 2's tokenizer with Phi-3's added tokens: the ids of transformers, those that

@@ -130,6 +130,7 @@ def wait_for_worker() -> psutil.Process:
     raise AssertionError("no worker was started")
 
 
+@pytest.mark.slow
 def test_an_interrupt_stops_the_worker(embedded: ModelSpec) -> None:
     """Ctrl-C in the parent is passed on and leaves no process."""
     timer = threading.Timer(2.0, lambda: os.kill(os.getpid(), signal.SIGINT))
@@ -139,6 +140,7 @@ def test_an_interrupt_stops_the_worker(embedded: ModelSpec) -> None:
     assert not workers()
 
 
+@pytest.mark.slow
 def test_the_environment_is_described() -> None:
     """Machine and versions come from a process of their own."""
     environment = probe_environment()

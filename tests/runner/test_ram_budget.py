@@ -90,6 +90,7 @@ def python(code: str) -> str:
     return done.stdout.strip()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such limit")
 def test_the_system_refuses_what_could_never_fit() -> None:
     """Under a limit of 2 GB, 8 GB are refused at once, as an error that torch and we understand."""

@@ -166,6 +166,7 @@ def test_writers_at_once_lose_nothing(place: str) -> None:
         )
 
 
+@pytest.mark.slow
 def test_a_writer_that_is_killed_loses_nothing_stored(place: str, tmp_path: Path) -> None:
     """SIGKILL in the middle of writing: every run that was told of is there, whole."""
     told = tmp_path / "told"
