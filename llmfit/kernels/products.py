@@ -1,7 +1,8 @@
 """Linear layers in bf16 on a CPU that has no products in bf16.
 
-PyTorch 2.13 falls back there to a loop of a tenth of float32's speed. Where a result counts and
-not the time that it takes, in quantising and in scoring, the same sums are made in float32.
+PyTorch 2.13 falls back there to a loop of a tenth of float32's speed. Quantising, of which the
+result counts and not the time that it takes, has the same sums made in float32; what is measured
+or scored stays with PyTorch's own.
 """
 
 from __future__ import annotations
@@ -17,8 +18,11 @@ _WEIGHTS_AT_ONCE = 2**21
 
 
 def has_bf16_products() -> bool:
-    """True where PyTorch's matrix library multiplies bf16 on this CPU (x86: AVX-512 or AMX)."""
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    """True where PyTorch's matrix library, oneDNN, multiplies bf16 here (x86: AVX-512 or AMX)."""
+    # A build without oneDNN, as for Apple's CPUs, has not even the question.
+    return torch.backends.mkldnn.is_available() and bool(
+        torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    )
 
 
 @contextmanager
@@ -37,7 +41,8 @@ def products_in_float32() -> Iterator[None]:
         input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
     ) -> torch.Tensor:
         plain = type(weight) in (torch.Tensor, torch.nn.Parameter)  # quantised ones look like bf16
-        if not plain or not input.dtype == weight.dtype == torch.bfloat16 or weight.is_cuda:
+        in_bf16 = input.dtype == weight.dtype == torch.bfloat16
+        if not (plain and in_bf16 and weight.device.type == "cpu"):
             return original(input, weight, bias)
         wide = input.float()
         parts = weight.split(max(1, _WEIGHTS_AT_ONCE // weight.shape[1]))

@@ -60,12 +60,13 @@ class Packed(torch.Tensor):
 
 
 def test_other_tensors_keep_their_own_products() -> None:
-    """Float32 to the last bit, and a quantised weight's by its own code."""
+    """Float32 to the last bit, a quantised weight by its own code, one elsewhere than in RAM."""
     x, weight, _ = tensors(64, 8)
     expected = functional.linear(x.float(), weight.float())
     with products.products_in_float32():
         assert torch.equal(functional.linear(x.float(), weight.float()), expected)
         assert functional.linear(x, weight.as_subclass(Packed)) == "its own"
+        assert functional.linear(x.to("meta"), weight.to("meta")).device.type == "meta"
 
 
 def test_pytorchs_own_is_back_after_an_error() -> None:
@@ -75,6 +76,14 @@ def test_pytorchs_own_is_back_after_an_error() -> None:
         assert functional.linear is not original
         raise KeyError
     assert functional.linear is original
+
+
+def test_a_build_without_onednn_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where PyTorch's operators for it are absent, too."""
+    monkeypatch.undo()  # the real question
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    monkeypatch.setattr(torch.ops, "mkldnn", None)
+    assert not products.has_bf16_products()
 
 
 def test_a_cpu_with_bf16_products_uses_them(monkeypatch: pytest.MonkeyPatch) -> None:
