@@ -211,7 +211,7 @@ def llama_cpp_losses(file: str, text: str, size: int) -> list[float]:
 def test_llama_cpp_perplexity_equals_llama_cpps_own_logits(
     spec: ModelSpec, documents: list[str], artifact_cache: Path
 ) -> None:
-    """Over the GGUF file with llama.cpp's tokenizer: within 0.1 %, and 0.5 % of PyTorch's in bf16."""
+    """Over the GGUF file with llama.cpp's tokenizer: within 0.1 %, 0.5 % of PyTorch's in bf16."""
     pytest.importorskip("llama_cpp")
     settings = EvaluationSettings(ppl_protocol="llama.cpp", ppl_window=128)
     with load(spec, "gguf:f16", cache_dir=str(artifact_cache)) as model:
