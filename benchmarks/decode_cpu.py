@@ -6,8 +6,9 @@ BF16 GGUF of its weights. Two models: the 1.24 B shape of Llama-3.2 with random 
 decoding is bound by memory bandwidth, and the embedded one of 5 M parameters, bound by overhead.
 
 A ratio is ours over the peer's in the same turn, with the interval of its median. The limit is the
-bandwidth at which this machine reads memory, measured between the turns, over the bytes that a
-token reads. The embedded model lies in the CPU's cache: its share of that limit says little.
+bandwidth at which this machine reads memory over the bytes that a token reads; both the reads and
+the steps of a share are those of a turn in which one follows the other. The embedded model lies in
+the CPU's cache, but for that turn: its share of the limit says little.
 
     python benchmarks/decode_cpu.py --out benchmarks/results/decode_cpu.json
     python benchmarks/decode_cpu.py --show benchmarks/results/decode_cpu.json
@@ -19,30 +20,28 @@ import argparse
 import multiprocessing
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from decoding import (
-    BANDWIDTH,
-    GENERATE,
-    OURS,
+    Ours,
     Result,
     Row,
     Turn,
     add_options,
-    bandwidth_turn,
     generate_turn,
-    our_turn,
     print_result,
     race,
     row_of,
 )
 
 from llmfit.deployer import Deployer
+from llmfit.device.bandwidth import MemoryReader, memory_reader
 from llmfit.device.environment import environment
 from llmfit.errors import LlmfitError
 from llmfit.files import write_atomically
@@ -101,18 +100,18 @@ def run_row(model: str, backend: str, args: argparse.Namespace) -> Row:
     loaded, new_tokens = deployer.model, workload.new_tokens
     prompt = random_prompts(workload, loaded.vocab_size, args.seed)[0]
     with ExitStack() as stack:
-        turns: dict[str, Turn] = {}
+        turns: list[Turn] = []
         if backend == "gguf":
             handle = loaded.model._handle  # type: ignore[attr-defined]
-            turns[LLAMA_CPP] = llama_turn(handle, prompt, new_tokens, args.threads)
+            turns.append(llama_turn(LLAMA_CPP, handle, prompt, new_tokens, args.threads))
         else:
             torch_model = loaded.model  # type: ignore[attr-defined]
-            turns[GENERATE] = generate_turn(torch_model, prompt, new_tokens, "cpu")
+            turns.append(generate_turn(torch_model, prompt, new_tokens, "cpu"))
         if backend == "compiled":
             handle = stack.enter_context(_bf16_gguf(torch_model, args.threads))
-            turns[LLAMA_CPP_BF16] = llama_turn(handle, prompt, new_tokens, args.threads)
-        turns[BANDWIDTH] = bandwidth_turn("cpu")
-        turns[OURS] = our_turn(loaded, prompt, new_tokens, "cpu", keep=backend == "compiled")
+            turns.append(llama_turn(LLAMA_CPP_BF16, handle, prompt, new_tokens, args.threads))
+        ours = Ours(loaded, prompt, new_tokens, "cpu", keep=backend == "compiled")
+        turns += [ours.decode, partial(ours.decode_and_read, _reader())]
         raced = race(turns, args.rounds, f"{model} {backend}")
     kernel = deployer.info.kernel
     return row_of(
@@ -125,7 +124,16 @@ def run_row(model: str, backend: str, args: argparse.Namespace) -> Row:
     )
 
 
-def llama_turn(handle: Any, prompt: Sequence[int], new_tokens: int, threads: int) -> Turn:
+def _reader() -> MemoryReader:
+    reader = memory_reader("cpu")
+    if reader is None:
+        raise LlmfitError("too little memory is free to measure its bandwidth.")
+    return reader
+
+
+def llama_turn(
+    name: str, handle: Any, prompt: Sequence[int], new_tokens: int, threads: int
+) -> Turn:
     """A bare greedy loop around ``llama_decode``, with llama.cpp's own settings but the threads."""
     import llama_cpp
 
@@ -133,7 +141,7 @@ def llama_turn(handle: Any, prompt: Sequence[int], new_tokens: int, threads: int
     vocab_size = llama_cpp.llama_vocab_n_tokens(vocabulary)
     marks: list[float] = []
 
-    def turn() -> float:
+    def turn() -> Mapping[str, float]:
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = len(prompt) + new_tokens
         params.n_threads = params.n_threads_batch = threads
@@ -150,7 +158,7 @@ def llama_turn(handle: Any, prompt: Sequence[int], new_tokens: int, threads: int
             batch = llama_cpp.llama_batch_get_one(one, 1)
             marks.append(time.perf_counter())
         llama_cpp.llama_free(context)
-        return (new_tokens - 1) / (marks[-1] - marks[0])
+        return {name: (new_tokens - 1) / (marks[-1] - marks[0])}
 
     return turn
 

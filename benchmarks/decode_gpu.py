@@ -23,21 +23,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 from decoding import (
-    BANDWIDTH,
-    GENERATE,
-    OURS,
+    Ours,
     Result,
     Row,
     add_options,
     bandwidth_turn,
     generate_turn,
-    our_turn,
     print_result,
     race,
     row_of,
 )
 
-from llmfit.decode.base import Decoder
 from llmfit.deployer import Deployer
 from llmfit.device.environment import environment
 from llmfit.device.execution import Marks, is_out_of_memory, pick_device
@@ -107,26 +103,22 @@ def run_row(backend: str, args: argparse.Namespace, workload: Workload, device: 
 def _race(deployer: Deployer, args: argparse.Namespace, workload: Workload, device: Device) -> Row:
     loaded, backend = deployer.model, deployer.plan.backend
     prompt = random_prompts(workload, loaded.vocab_size, args.seed)[0]
-    made: list[Decoder] = []
-    on_gpu = device == "cuda"
-    turns = {
-        GENERATE: generate_turn(loaded.model, prompt, workload.new_tokens, device),  # type: ignore[attr-defined]
-        BANDWIDTH: bandwidth_turn(device),
-        OURS: our_turn(
-            loaded, prompt, workload.new_tokens, device,
-            keep=on_gpu or backend == "compiled", made=made,
-        ),
-    }  # fmt: skip
+    keep = device == "cuda" or backend == "compiled"
+    ours = Ours(loaded, prompt, workload.new_tokens, device, keep=keep)
+    turns = (
+        generate_turn(loaded.model, prompt, workload.new_tokens, device),  # type: ignore[attr-defined]
+        bandwidth_turn(device),
+        ours.decode,
+    )
     raced = race(turns, args.rounds, backend)
     kernel = deployer.info.kernel
-    notes = made[0].notes if made else ()
     return row_of(
         raced,
         bytes_per_token=bytes_per_step(deployer.plan.model, backend, workload, device=device),
         model=args.model,
         backend=backend,
         kernel=kernel.step or kernel.linear,
-        notes=deployer.info.notes + notes,
+        notes=deployer.info.notes + ours.notes,
     )
 
 

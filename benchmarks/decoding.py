@@ -2,31 +2,37 @@
 
 A turn is one prompt and its new tokens; its rate is that of the tokens after the first. All parties
 of a row take their turns one after the other (A B A B …) in one process, over the same weights.
+
+On a shared machine the memory's bandwidth is another one a second later. A CPU's share of its limit
+is therefore taken in a turn of its own, in which a pass over memory follows each step.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from llmfit.backends.base import LoadedModel
 from llmfit.decode.base import Decoder
-from llmfit.device.bandwidth import measure_bandwidth
+from llmfit.device.bandwidth import MemoryReader, measure_bandwidth
 from llmfit.device.execution import Marks
 from llmfit.errors import LlmfitError
 from llmfit.records import Device, Environment, Sampled, Workload
 from llmfit.stats import sampled
 
-Turn = Callable[[], float]
-"""Runs one turn and returns its decode rate in tokens/s."""
+Turn = Callable[[], Mapping[str, float]]
+"""Runs one turn and returns the decode rate of its party in tokens/s."""
 
 OURS = "llmfit"
 GENERATE = "transformers.generate"
 BANDWIDTH = "bandwidth"
+"""Bytes per second that memory was read at."""
+OURS_BETWEEN_READS = "llmfit, memory read between the steps"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,10 +47,12 @@ class Row:
     ratio: dict[str, Sampled] = field(default_factory=dict)
     """Ours over each peer's, turn by turn."""
     bandwidth: Sampled | None = None
-    """Bytes per second that the memory was read at, between the turns."""
+    """Bytes per second that memory was read at: on a CPU in all passes between the steps of a turn,
+    on a GPU in the best of some passes between the turns."""
     bytes_per_token: int | None = None
     limit_tokens_per_s: float | None = None
     share_of_limit: Sampled | None = None
+    """Turn by turn; on a CPU of the steps between which memory was read."""
     skipped: str | None = None
     """Why there are no figures."""
 
@@ -59,39 +67,68 @@ class Result:
     environment: Environment
 
 
-def our_turn(
-    loaded: LoadedModel,
-    prompt: Sequence[int],
-    new_tokens: int,
-    device: Device,
-    *,
-    keep: bool,
-    made: list[Decoder] | None = None,
-) -> Turn:
-    """A turn of llmfit's decoder, closed after it, so that a peer finds the model as loaded.
+class Ours:
+    """Turns of llmfit's decoder, closed after each, so that a peer finds the model as loaded.
 
-    With ``keep`` it is made once, and put into ``made``: a compiled or captured step leaves the
-    model alone.
+    With ``keep`` it is made once: a compiled or captured step leaves the model alone.
     """
-    capacity = len(prompt) + new_tokens
-    kept = loaded.decoder(batch=1, capacity=capacity) if keep else None
-    if kept is not None and made is not None:
-        made.append(kept)
 
-    def turn() -> float:
-        decoder = kept or loaded.decoder(batch=1, capacity=capacity)
-        decoder.prefill([prompt])
-        marks = Marks(device)
-        marks.mark()
-        for _ in range(new_tokens - 1):
-            decoder.step()
-        marks.mark()
-        seconds = marks.seconds()[0]
-        if kept is None:
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        prompt: Sequence[int],
+        new_tokens: int,
+        device: Device,
+        *,
+        keep: bool,
+    ) -> None:
+        self._loaded = loaded
+        self._prompt = prompt
+        self._new_tokens = new_tokens
+        self._device: Device = device
+        self._kept = self._decoder() if keep else None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the decoder that was kept tells of itself."""
+        return () if self._kept is None else self._kept.notes
+
+    def decode(self) -> Mapping[str, float]:
+        """A turn."""
+        with self._prefilled() as decoder:
+            marks = Marks(self._device)
+            marks.mark()
+            for _ in range(self._new_tokens - 1):
+                decoder.step()
+            marks.mark()
+            return {OURS: (self._new_tokens - 1) / sum(marks.seconds())}
+
+    def decode_and_read(self, reader: MemoryReader) -> Mapping[str, float]:
+        """A turn in which a pass over memory follows each step."""
+        read_s = 0.0
+        with self._prefilled() as decoder:
+            marks = Marks(self._device)
+            for _ in range(self._new_tokens - 1):
+                marks.mark()
+                decoder.step()
+                marks.mark()
+                read_s += reader.read_s()
+            steps = self._new_tokens - 1
+            return {
+                OURS_BETWEEN_READS: steps / sum(marks.seconds()[::2]),
+                BANDWIDTH: steps * reader.nbytes / read_s,
+            }
+
+    def _decoder(self) -> Decoder:
+        return self._loaded.decoder(batch=1, capacity=len(self._prompt) + self._new_tokens)
+
+    @contextmanager
+    def _prefilled(self) -> Iterator[Decoder]:
+        decoder = self._kept or self._decoder()
+        decoder.prefill([self._prompt])
+        yield decoder
+        if self._kept is None:
             decoder.close()
-        return (new_tokens - 1) / seconds
-
-    return turn
 
 
 def generate_turn(model: Any, prompt: Sequence[int], new_tokens: int, device: Device) -> Turn:
@@ -110,7 +147,7 @@ def generate_turn(model: Any, prompt: Sequence[int], new_tokens: int, device: De
     ids = torch.tensor([list(prompt)], device=model.device)
     model.generation_config = GenerationConfig(pad_token_id=0, use_cache=True)  # stops at no token
 
-    def turn() -> float:
+    def turn() -> Mapping[str, float]:
         each = MarkEach()
         out = model.generate(
             ids,
@@ -121,19 +158,19 @@ def generate_turn(model: Any, prompt: Sequence[int], new_tokens: int, device: De
         )
         seconds = each.marks.seconds()
         assert out.shape[1] == ids.shape[1] + new_tokens and len(seconds) == new_tokens - 1
-        return (new_tokens - 1) / sum(seconds)
+        return {GENERATE: (new_tokens - 1) / sum(seconds)}
 
     return turn
 
 
 def bandwidth_turn(device: Device) -> Turn:
-    """Bytes per second at which memory is read; LlmfitError where too little of it is free."""
+    """The best of some passes over memory; LlmfitError where too little of it is free."""
 
-    def turn() -> float:
+    def turn() -> Mapping[str, float]:
         measured = measure_bandwidth(device)
         if measured is None:
             raise LlmfitError("too little memory is free to measure its bandwidth.")
-        return measured
+        return {BANDWIDTH: measured}
 
     return turn
 
@@ -158,15 +195,15 @@ def add_options(
     parser.add_argument("--out", type=Path, help="write all figures to this JSON file")
 
 
-def race(turns: Mapping[str, Turn], rounds: int, label: str) -> dict[str, Sampled]:
+def race(turns: Sequence[Turn], rounds: int, label: str) -> dict[str, Sampled]:
     """``rounds`` turns of each party, one after the other, after one that is not counted."""
-    rates: dict[str, list[float]] = {name: [] for name in turns}
+    rates: dict[str, list[float]] = {}
     for index in range(-1, rounds):
-        for name, turn in turns.items():
+        for turn in turns:
             gc.collect()
-            rate = turn()
-            if index >= 0:
-                rates[name].append(rate)
+            for name, rate in turn().items():
+                if index >= 0:
+                    rates.setdefault(name, []).append(rate)
         done = "warm-up" if index < 0 else f"turn {index + 1} of {rounds}"
         print(f"\r  {label}: {done}   ", end="", flush=True)
     print("\r" + " " * 60 + "\r", end="")
@@ -178,12 +215,14 @@ def row_of(
     kernel: str | None, notes: tuple[str, ...],
 ) -> Row:  # fmt: skip
     """The row of a race, in which ``BANDWIDTH`` may have taken part."""
-    rates = {name: value for name, value in raced.items() if name != BANDWIDTH}
+    beside = (BANDWIDTH, OURS_BETWEEN_READS)
+    rates = {name: value for name, value in raced.items() if name not in beside}
     bandwidth = raced.get(BANDWIDTH)
     limit = share = None
     if bandwidth is not None and bytes_per_token is not None:
         limit = bandwidth.median / bytes_per_token
-        share = _quotient(rates[OURS], bandwidth, bytes_per_token)
+        ours = raced.get(OURS_BETWEEN_READS, raced[OURS])
+        share = _quotient(ours, bandwidth, bytes_per_token)
     return Row(
         model=model,
         backend=backend,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from llmfit.device.cpu import set_threads
 from llmfit.device.execution import Marks
@@ -23,26 +22,56 @@ _CPU_TIME_S = 0.3
 _CPU_FOLDER = Path("/sys/devices/system/cpu")
 
 
+class MemoryReader:
+    """An array beyond all caches, read pass by pass: the sum of its float32 values.
+
+    A sum takes one addition a value. A CPU reads with a thread per physical core.
+    """
+
+    def __init__(self, device: Device, size: int) -> None:
+        import torch
+
+        self._device: Device = device
+        self._values = torch.ones(size // 4, dtype=torch.float32, device=device)
+        self.nbytes: int = self._values.nbytes
+        self.read_s()  # pages, threads and kernels are there from now on
+
+    def read_s(self) -> float:
+        """Seconds of one pass."""
+        import torch
+
+        threads = torch.get_num_threads()
+        if self._device == "cpu":
+            set_threads(None)
+        try:
+            marks = Marks(self._device)
+            marks.mark()
+            self._values.sum()
+            marks.mark()
+            return marks.seconds()[0]
+        finally:
+            torch.set_num_threads(threads)
+
+
+def memory_reader(device: Device) -> MemoryReader | None:
+    """None where less memory is free than it takes."""
+    wanted = _GPU_BYTES if device == "cuda" else _beyond_caches_bytes()
+    size = min(wanted, free_bytes(device) // _LARGEST_SHARE)
+    return None if size < min(wanted, _LEAST_BYTES) else MemoryReader(device, size)
+
+
 def measure_bandwidth(device: Device) -> float | None:
     """Bytes per second that all cores, or the GPU, read from memory; the best of some passes.
 
-    Sums a large float32 array, which takes one addition a value, with a thread per physical core
-    on a CPU. Takes about half a second; None where less memory is free than it takes.
+    Takes about half a second; None where less memory is free than it takes.
     """
-    import torch
-
-    wanted = _GPU_BYTES if device == "cuda" else _beyond_caches_bytes()
-    size = min(wanted, free_bytes(device) // _LARGEST_SHARE)
-    if size < min(wanted, _LEAST_BYTES):
+    reader = memory_reader(device)
+    if reader is None:
         return None
-    threads = torch.get_num_threads()
-    if device == "cpu":
-        set_threads(None)
-    try:
-        best_s = min(_read_s(torch.ones(size // 4, dtype=torch.float32, device=device), device))
-    finally:
-        torch.set_num_threads(threads)
-    return size // 4 * 4 / best_s
+    taken: list[float] = []
+    while len(taken) < _PASSES and (device == "cuda" or sum(taken) < _CPU_TIME_S):
+        taken.append(reader.read_s())
+    return reader.nbytes / min(taken)
 
 
 def _beyond_caches_bytes() -> int:
@@ -60,16 +89,3 @@ def _last_level_cache_bytes(folder: Path = _CPU_FOLDER) -> int:
             continue
         sizes[cores] = kibibytes * 1024  # every core lists the cache that it shares
     return sum(sizes.values())
-
-
-def _read_s(values: Any, device: Device) -> list[float]:
-    """Seconds of each pass over ``values``; the first one, which warms up, is left out."""
-    values.sum()
-    taken: list[float] = []
-    while len(taken) < _PASSES and (device == "cuda" or sum(taken) < _CPU_TIME_S):
-        marks = Marks(device)
-        marks.mark()
-        values.sum()
-        marks.mark()
-        taken += marks.seconds()
-    return taken

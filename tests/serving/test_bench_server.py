@@ -43,7 +43,7 @@ def test_known_times_come_out() -> None:
     assert alone.tpot is not None and 0.015 < alone.tpot.p50_s < 0.04
     assert alone.latency is not None and 0.14 <= alone.latency.p50_s < 0.28
     assert alone.new_tokens == 36 and alone.errors == {}
-    assert three.ttft is not None and three.ttft.p95_s > alone.ttft.p95_s + 0.06  # it waits
+    assert three.ttft is not None and three.ttft.p95_s > alone.ttft.p50_s + 0.06  # it waits
     assert alone.tokens_per_s is not None and three.tokens_per_s is not None
     assert 1.3 < three.tokens_per_s / alone.tokens_per_s < 2.5
 
