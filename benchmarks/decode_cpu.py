@@ -6,9 +6,9 @@ BF16 GGUF of its weights. Two models: the 1.24 B shape of Llama-3.2 with random 
 decoding is bound by memory bandwidth, and the embedded one of 5 M parameters, bound by overhead.
 
 A ratio is ours over the peer's in the same turn, with the interval of its median. The limit is the
-bandwidth at which this machine reads memory over the bytes that a token reads; both the reads and
-the steps of a share are those of a turn in which one follows the other. The embedded model lies in
-the CPU's cache, but for that turn: its share of the limit says little.
+bandwidth at which this machine reads memory over the bytes that a token reads. A share of it is
+taken in a turn in which reading as many bytes follows each step: the median of the steps, each with
+its read. The embedded model lies in the CPU's cache, but for that turn.
 
     python benchmarks/decode_cpu.py --out benchmarks/results/decode_cpu.json
     python benchmarks/decode_cpu.py --show benchmarks/results/decode_cpu.json
@@ -99,6 +99,8 @@ def run_row(model: str, backend: str, args: argparse.Namespace) -> Row:
         return Row(model=model, backend=backend, skipped=str(exc))
     loaded, new_tokens = deployer.model, workload.new_tokens
     prompt = random_prompts(workload, loaded.vocab_size, args.seed)[0]
+    bytes_per_token = bytes_per_step(deployer.plan.model, backend, workload, device="cpu")
+    assert bytes_per_token is not None  # of every format that runs here
     with ExitStack() as stack:
         turns: list[Turn] = []
         if backend == "gguf":
@@ -111,12 +113,12 @@ def run_row(model: str, backend: str, args: argparse.Namespace) -> Row:
             handle = stack.enter_context(_bf16_gguf(torch_model, args.threads))
             turns.append(llama_turn(LLAMA_CPP_BF16, handle, prompt, new_tokens, args.threads))
         ours = Ours(loaded, prompt, new_tokens, "cpu", keep=backend == "compiled")
-        turns += [ours.decode, partial(ours.decode_and_read, _reader())]
+        turns += [ours.decode, partial(ours.decode_and_read, _reader(), bytes_per_token)]
         raced = race(turns, args.rounds, f"{model} {backend}")
     kernel = deployer.info.kernel
     return row_of(
         raced,
-        bytes_per_token=bytes_per_step(deployer.plan.model, backend, workload, device="cpu"),
+        bytes_per_token=bytes_per_token,
         model=model,
         backend=backend,
         kernel=kernel.step or kernel.linear,

@@ -4,7 +4,7 @@ A turn is one prompt and its new tokens; its rate is that of the tokens after th
 of a row take their turns one after the other (A B A B …) in one process, over the same weights.
 
 On a shared machine the memory's bandwidth is another one a second later. A CPU's share of its limit
-is therefore taken in a turn of its own, in which a pass over memory follows each step.
+is therefore taken in a turn of its own, in which reading as many bytes follows each step.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from llmfit.backends.base import LoadedModel
@@ -32,7 +33,8 @@ OURS = "llmfit"
 GENERATE = "transformers.generate"
 BANDWIDTH = "bandwidth"
 """Bytes per second that memory was read at."""
-OURS_BETWEEN_READS = "llmfit, memory read between the steps"
+SHARE = "share of the limit"
+"""Of the rate that the bandwidth allows, reached by the step beside which it was measured."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,12 +49,12 @@ class Row:
     ratio: dict[str, Sampled] = field(default_factory=dict)
     """Ours over each peer's, turn by turn."""
     bandwidth: Sampled | None = None
-    """Bytes per second that memory was read at: on a CPU in all passes between the steps of a turn,
-    on a GPU in the best of some passes between the turns."""
+    """Bytes per second that memory was read at: on a CPU the median of the reads between the steps
+    of a turn, on a GPU the best of some passes between the turns."""
     bytes_per_token: int | None = None
     limit_tokens_per_s: float | None = None
     share_of_limit: Sampled | None = None
-    """Turn by turn; on a CPU of the steps between which memory was read."""
+    """Turn by turn; on a CPU the median of a turn's steps, each with the read that follows it."""
     skipped: str | None = None
     """Why there are no figures."""
 
@@ -103,21 +105,21 @@ class Ours:
             marks.mark()
             return {OURS: (self._new_tokens - 1) / sum(marks.seconds())}
 
-    def decode_and_read(self, reader: MemoryReader) -> Mapping[str, float]:
-        """A turn in which a pass over memory follows each step."""
-        read_s = 0.0
+    def decode_and_read(self, reader: MemoryReader, bytes_per_token: int) -> Mapping[str, float]:
+        """A turn in which reading about as many bytes from memory follows each step."""
+        passes = max(1, round(bytes_per_token / reader.nbytes))
+        read_s = []
         with self._prefilled() as decoder:
             marks = Marks(self._device)
             for _ in range(self._new_tokens - 1):
                 marks.mark()
                 decoder.step()
                 marks.mark()
-                read_s += reader.read_s()
-            steps = self._new_tokens - 1
-            return {
-                OURS_BETWEEN_READS: steps / sum(marks.seconds()[::2]),
-                BANDWIDTH: steps * reader.nbytes / read_s,
-            }
+                read_s.append(sum(reader.read_s() for _ in range(passes)))
+            step_s = marks.seconds()[::2]
+        rates = [passes * reader.nbytes / seconds for seconds in read_s]
+        shares = [bytes_per_token / step / rate for step, rate in zip(step_s, rates, strict=True)]
+        return {SHARE: median(shares), BANDWIDTH: median(rates)}
 
     def _decoder(self) -> Decoder:
         return self._loaded.decoder(batch=1, capacity=len(self._prompt) + self._new_tokens)
@@ -215,14 +217,12 @@ def row_of(
     kernel: str | None, notes: tuple[str, ...],
 ) -> Row:  # fmt: skip
     """The row of a race, in which ``BANDWIDTH`` may have taken part."""
-    beside = (BANDWIDTH, OURS_BETWEEN_READS)
-    rates = {name: value for name, value in raced.items() if name not in beside}
-    bandwidth = raced.get(BANDWIDTH)
-    limit = share = None
+    rates = {name: value for name, value in raced.items() if name not in (BANDWIDTH, SHARE)}
+    bandwidth, share = raced.get(BANDWIDTH), raced.get(SHARE)
+    limit = None
     if bandwidth is not None and bytes_per_token is not None:
         limit = bandwidth.median / bytes_per_token
-        ours = raced.get(OURS_BETWEEN_READS, raced[OURS])
-        share = _quotient(ours, bandwidth, bytes_per_token)
+        share = share or _quotient(rates[OURS], bandwidth, bytes_per_token)
     return Row(
         model=model,
         backend=backend,

@@ -26,6 +26,10 @@ from llmfit.errors import ModelLoadError, first_line
 from llmfit.kernels.build import why_no_kernels
 from llmfit.private_code import compile_privately
 
+_INDUCTOR_ON_CPU = {"cpp_wrapper": True, "size_asserts": False, "alignment_asserts": False}
+"""Kernels are called from C++: Python between them costs more than they do, as weights push it out
+of the CPU's caches. Nor are shapes checked at each call: they never change."""
+
 T = TypeVar("T")
 Graph = torch.cuda.CUDAGraph
 
@@ -78,6 +82,11 @@ class FixedStep:
         ).logits[:, -1]
         position.add_(1)
         return logits
+
+    @property
+    def device(self) -> torch.device:
+        """Where the ids are."""
+        return self._ids.device
 
     @contextmanager
     def own_attention(self) -> Iterator[bool]:
@@ -132,17 +141,24 @@ class CompiledStep:
         from torch._dynamo.exc import TorchDynamoException
         from torch._inductor.compile_fx import compile_fx
 
+        from llmfit.decode.joint_linears import JoinLinears
+
+        step = self._step
+        assert step is not None
+
         def backend(graph: torch.fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
-            with torch._inductor.config.patch(realize_reads_threshold=1):
+            options: dict[str, Any] = {"realize_reads_threshold": 1}
+            if step.device.type == "cpu":
+                options |= _INDUCTOR_ON_CPU | {"post_grad_custom_pre_pass": JoinLinears()}
+            with torch._inductor.config.patch(options):
                 compiled: Any = compile_fx(graph, inputs)
             self._compiled, self._inputs = compiled, tuple(inputs)
             return compiled  # type: ignore[no-any-return]
 
-        assert self._step is not None
         self._linears.install()
         try:
-            with self._step.own_attention():
-                traced = torch.compile(self._step, backend=backend, fullgraph=True, dynamic=False)
+            with step.own_attention():
+                traced = torch.compile(step, backend=backend, fullgraph=True, dynamic=False)
                 logits: torch.Tensor = traced()
         except TorchDynamoException as exc:
             if is_out_of_memory(exc):

@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -193,6 +194,12 @@ def _describe_results() -> None:
     rows_of("linear_int8", 0, 0)
     rows_of("linear_4bit_packed", 1, 1)
     rows_of("linear_int4", 1, 1)
+
+    @torch.library.register_fake("llmfit::linears_bf16")
+    def side_by_side(
+        x: torch.Tensor, weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor]
+    ) -> torch.Tensor:
+        return x.new_empty((*x.shape[:-1], sum(weight.shape[0] for weight in weights)))
 
     @torch.library.register_fake("llmfit::attend")
     def attended(

@@ -134,6 +134,53 @@ inline float dot(const bf16* a, const bf16* b, int64_t count) {
 }
 #endif
 
+// dot of two rows with the same inputs, which are read once for both.
+#if LLMFIT_AVX512
+inline void dot_both(const bf16* a0, const bf16* a1, const bf16* b, int64_t count, float sums[2]) {
+  __m512 s0 = _mm512_setzero_ps(), s1 = s0, t0 = s0, t1 = s0;
+  int64_t k = 0;
+  for (; k + 64 <= count; k += 64) {
+    const __m512bh x0 = load_bh(b + k), x1 = load_bh(b + k + 32);
+    s0 = _mm512_dpbf16_ps(s0, load_bh(a0 + k), x0);
+    t0 = _mm512_dpbf16_ps(t0, load_bh(a1 + k), x0);
+    s1 = _mm512_dpbf16_ps(s1, load_bh(a0 + k + 32), x1);
+    t1 = _mm512_dpbf16_ps(t1, load_bh(a1 + k + 32), x1);
+  }
+  for (; k < count; k += 32) {
+    const int64_t left = count - k;
+    const __mmask32 mask = left >= 32 ? ~__mmask32(0) : (__mmask32(1) << left) - 1;
+    const __m512bh x = load_bh(b + k, mask);
+    s0 = _mm512_dpbf16_ps(s0, load_bh(a0 + k, mask), x);
+    t0 = _mm512_dpbf16_ps(t0, load_bh(a1 + k, mask), x);
+  }
+  sums[0] = _mm512_reduce_add_ps(_mm512_add_ps(s0, s1));
+  sums[1] = _mm512_reduce_add_ps(_mm512_add_ps(t0, t1));
+}
+#else
+inline void dot_both(const bf16* a0, const bf16* a1, const bf16* b, int64_t count, float sums[2]) {
+  sums[0] = dot(a0, b, count);
+  sums[1] = dot(a1, b, count);
+}
+#endif
+
+// Rows begin ... end - 1 of matrix bf16[N, K] times `in`, into their places of `out`.
+//
+// They are read as two streams, half of them apart: each stays in order from page to page, as the
+// prefetchers want it, and the inputs, which push each other out of a first-level cache where K is
+// large, are read once for two rows.
+void products(const bf16* matrix, const bf16* in, int64_t inputs, int64_t begin, int64_t end,
+              const bf16* bias, bf16* out) {
+  const int64_t half = (end - begin) / 2;
+  for (int64_t row = begin; row < begin + half; ++row) {
+    float sums[2];
+    dot_both(matrix + row * inputs, matrix + (row + half) * inputs, in, inputs, sums);
+    store(out, row, sums[0], bias);
+    store(out, row + half, sums[1], bias);
+  }
+  if ((end - begin) % 2 != 0)
+    store(out, end - 1, dot(matrix + (end - 1) * inputs, in, inputs), bias);
+}
+
 // x bf16[..., K] with one row, weight bf16[N, K] -> bf16[..., N].
 Tensor linear_bf16(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {
   const int64_t rows = weight.size(0), inputs = weight.size(1);
@@ -144,8 +191,41 @@ Tensor linear_bf16(const Tensor& x, const Tensor& weight, const std::optional<Te
   bf16* out = mutable_data<bf16>(result);
   const int64_t grain = std::max<int64_t>(1, kGrainBytes / (2 * inputs));
   torch::stable::parallel_for(0, rows, grain, [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row)
-      store(out, row, dot(matrix + row * inputs, in, inputs), added);
+    products(matrix, in, inputs, begin, end, added, out);
+  });
+  return result;
+}
+
+// x bf16[..., K] with one row, weights bf16[N_i, K], biases bf16[N_i] or none at all
+// -> bf16[..., N_0 + N_1 + ...], what linear_bf16 gives for each, side by side.
+//
+// Threads start and wait for each other once for all of them.
+Tensor linears_bf16(const Tensor& x, const std::vector<Tensor>& weights,
+                    const std::vector<Tensor>& biases) {
+  STD_TORCH_CHECK(!weights.empty() && (biases.empty() || biases.size() == weights.size()),
+                  "llmfit: ", weights.size(), " weights have ", biases.size(), " biases");
+  const int64_t inputs = weights[0].size(1);
+  std::vector<int64_t> starts;
+  int64_t rows = 0;
+  for (size_t i = 0; i < weights.size(); ++i) {
+    const std::optional<Tensor> bias = biases.empty() ? std::nullopt : std::optional(biases[i]);
+    check_inputs(x, inputs, bias, weights[i].size(0));
+    check_matrix(weights[i], ScalarType::BFloat16, weights[i].size(0) * inputs);
+    starts.push_back(rows);
+    rows += weights[i].size(0);
+  }
+  Tensor result = output_like(x, rows);
+  const bf16* in = data<bf16>(x);
+  bf16* out = mutable_data<bf16>(result);
+  const int64_t grain = std::max<int64_t>(1, kGrainBytes / (2 * inputs));
+  torch::stable::parallel_for(0, rows, grain, [&](int64_t begin, int64_t end) {
+    for (size_t i = 0; i < weights.size(); ++i) {
+      const int64_t first = std::max<int64_t>(0, begin - starts[i]);
+      const int64_t last = std::min<int64_t>(weights[i].size(0), end - starts[i]);
+      if (first < last)
+        products(data<bf16>(weights[i]), in, inputs, first, last,
+                 biases.empty() ? nullptr : data<bf16>(biases[i]), out + starts[i]);
+    }
   });
   return result;
 }
@@ -717,6 +797,7 @@ Tensor attend(const Tensor& query, const Tensor& keys, const Tensor& values, con
 
 STABLE_TORCH_LIBRARY(llmfit, m) {
   m.def("linear_bf16(Tensor x, Tensor weight, Tensor? bias) -> Tensor");
+  m.def("linears_bf16(Tensor x, Tensor[] weights, Tensor[] biases) -> Tensor");
   m.def("linear_int8(Tensor x, Tensor weight, Tensor absmax, Tensor? bias, float threshold) -> Tensor");
   m.def("quantize_int8(Tensor x, float threshold) -> (Tensor, Tensor, Tensor)");
   m.def(
@@ -734,6 +815,7 @@ STABLE_TORCH_LIBRARY(llmfit, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(llmfit, CPU, m) {
   m.impl("linear_bf16", TORCH_BOX(&linear_bf16));
+  m.impl("linears_bf16", TORCH_BOX(&linears_bf16));
   m.impl("linear_int8", TORCH_BOX(&linear_int8));
   m.impl("quantize_int8", TORCH_BOX(&quantize_int8));
   m.impl("rescale_int8", TORCH_BOX(&rescale_int8));
