@@ -280,9 +280,12 @@ def _of_record(
     rate, then = timed.tokens_per_s, _bandwidth_then(record, hardware)
     part = hardware if then is None else replace(hardware, bandwidth=then)
     same = plan.model.name == spec.name
+    taken = work.tokens / rate.median
+    if not same and part.bandwidth and taken < work.read_bytes / part.bandwidth:
+        return None  # it sat in the caches, which says nothing of another model
     return Sample(
         work=work,
-        seconds=work.tokens / rate.median,
+        seconds=taken,
         hardware=part,
         model=plan.model.name,
         label=record.backend,

@@ -27,6 +27,7 @@ from llmfit.records import (
 )
 
 _NEVER_PREDICTED = frozenset({"offload"})
+_IN_CACHES = "faster than memory allows: what a step reads stays in the caches"
 """What is read there comes over a bus or from a disk, of which nothing is known."""
 
 
@@ -95,6 +96,7 @@ def attach_roofline(record: RunRecord, machine: Environment) -> RunRecord:
     """``record`` with the bandwidth's limit of its decode rate, and the share of it reached.
 
     As it is where nothing was timed, the bandwidth was not measured, or the bytes are not known.
+    With a note where it was faster than memory allows.
     GPUs that hold a part of every matrix read at once, those with layers one after the other.
     """
     bandwidth = machine.gpu_bandwidth if record.device == "cuda" else machine.cpu_bandwidth
@@ -109,4 +111,6 @@ def attach_roofline(record: RunRecord, machine: Environment) -> RunRecord:
     at_once = plan.gpus if plan.split == "tensor" else 1
     limit = plan.workload.batch * at_once * bandwidth / read
     reached = record.decode.tokens_per_s.median / limit
-    return replace(record, roofline=Roofline(limit_tokens_per_s=limit, fraction=reached))
+    roofline = Roofline(limit_tokens_per_s=limit, fraction=reached)
+    notes = record.notes if reached <= 1.0 else (*record.notes, _IN_CACHES)
+    return replace(record, roofline=roofline, notes=notes)

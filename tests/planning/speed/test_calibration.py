@@ -159,6 +159,16 @@ def test_a_small_model_tells_nothing_of_the_bandwidth() -> None:
     assert decode.low <= plain.low and decode.high >= plain.high
 
 
+def test_a_model_that_sat_in_caches_tells_nothing_of_another() -> None:
+    """Decoded faster than memory allows: its own rate is known by that, and no larger one's."""
+    work = decode_work(_spec(SMALL), "sdpa", WORKLOAD)
+    assert work is not None and CPU.bandwidth is not None
+    rate = 1.5 * CPU.bandwidth / work.read_bytes
+    record = _record("sdpa", rate, model=SMALL)
+    assert _decode([record]) == _decode([])
+    assert _decode([record], model=SMALL).estimate == pytest.approx(rate)
+
+
 def test_the_bandwidth_of_the_hour_is_taken_out() -> None:
     """Rates that went with the machine's bandwidth, 30 then 45 GB/s, tell one and the same share:
     the prediction at the median bandwidth has no spread beyond the margin."""

@@ -48,26 +48,25 @@ SINGLE = [
 REFERENCE_TABLE = [("bf16", 38.0), ("sdpa", 52.0), ("nf4", 42.0), ("gptq", 55.0), ("awq", 52.0)]
 
 # Tokens/s on two cores of an EPYC, and the GB/s that they read in those minutes. Source:
-# benchmarks/results/decode_cpu.json; AWQ's of another run, as the bandwidth moved during it;
-# gguf:q8_0 by llama-bench.
+# benchmarks/results/decode_cpu.json, without the embedded compiled row, which decodes out of the
+# CPU's cache; gguf:q8_0 by llama-bench.
 TWO_CORES: list[tuple[str | None, str, float, float]] = [
-    ("meta-llama/Llama-3.2-1B", "bf16", 10.4, 33.7),
-    ("meta-llama/Llama-3.2-1B", "sdpa", 11.6, 35.9),
-    ("meta-llama/Llama-3.2-1B", "compiled", 20.3, 65.8),
-    ("meta-llama/Llama-3.2-1B", "int8", 26.2, 64.8),
-    ("meta-llama/Llama-3.2-1B", "nf4", 26.3, 35.5),
-    ("meta-llama/Llama-3.2-1B", "gptq", 24.2, 34.3),
-    ("meta-llama/Llama-3.2-1B", "awq", 24.2, 35.6),
-    ("meta-llama/Llama-3.2-1B", "gguf", 37.0, 34.1),
+    ("meta-llama/Llama-3.2-1B", "bf16", 10.6, 53.7),
+    ("meta-llama/Llama-3.2-1B", "sdpa", 13.3, 60.1),
+    ("meta-llama/Llama-3.2-1B", "compiled", 19.1, 59.4),
+    ("meta-llama/Llama-3.2-1B", "int8", 17.7, 33.5),
+    ("meta-llama/Llama-3.2-1B", "nf4", 23.2, 33.6),
+    ("meta-llama/Llama-3.2-1B", "gptq", 22.9, 31.8),
+    ("meta-llama/Llama-3.2-1B", "awq", 29.9, 48.6),
+    ("meta-llama/Llama-3.2-1B", "gguf", 39.4, 46.3),
     ("meta-llama/Llama-3.2-1B", "gguf:q8_0", 21.1, 34.0),
-    (None, "bf16", 283.0, 32.4),
-    (None, "sdpa", 371.0, 30.8),
-    (None, "compiled", 1416.0, 32.5),
-    (None, "int8", 347.0, 31.1),
-    (None, "nf4", 483.0, 31.3),
-    (None, "gptq", 493.0, 32.3),
-    (None, "awq", 435.0, 35.7),
-    (None, "gguf", 1602.0, 30.2),
+    (None, "bf16", 330.4, 29.6),
+    (None, "sdpa", 388.6, 29.6),
+    (None, "int8", 434.2, 25.5),
+    (None, "nf4", 480.0, 27.6),
+    (None, "gptq", 457.5, 31.1),
+    (None, "awq", 478.6, 32.5),
+    (None, "gguf", 2483.0, 29.9),
 ]
 
 

@@ -138,6 +138,16 @@ def test_a_measured_row_has_its_limit_and_the_share_reached(batch: int) -> None:
     assert roofline.fraction == pytest.approx(40.0 / roofline.limit_tokens_per_s)
 
 
+def test_a_rate_beyond_the_memorys_has_a_note() -> None:
+    """A tiny model decodes out of a cache; a row within the limit has no such note."""
+    plan, machine = _measured("sdpa", 40.0)
+    slow = attach_roofline(make_record("sdpa", tokens_per_s=40.0, plan=plan), machine)
+    fast = attach_roofline(make_record("sdpa", tokens_per_s=400.0, plan=plan), machine)
+    assert slow.roofline.fraction is not None and slow.roofline.fraction < 1 and not slow.notes
+    assert fast.roofline.fraction is not None and fast.roofline.fraction > 1
+    assert any("stays in the caches" in note for note in fast.notes)
+
+
 def test_a_row_is_held_against_the_memory_that_it_ran_in() -> None:
     """A row on the CPU has the RAM's limit, also where the machine has a GPU."""
     plan, machine = _measured("gguf", 8.0)
