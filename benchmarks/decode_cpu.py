@@ -35,13 +35,14 @@ from decoding import (
     Turn,
     add_options,
     generate_turn,
+    known,
     print_result,
     race,
     row_of,
 )
 
 from llmfit.deployer import Deployer
-from llmfit.device.bandwidth import MemoryReader, memory_reader
+from llmfit.device.bandwidth import memory_reader
 from llmfit.device.environment import environment
 from llmfit.errors import LlmfitError
 from llmfit.files import write_atomically
@@ -113,7 +114,8 @@ def run_row(model: str, backend: str, args: argparse.Namespace) -> Row:
             handle = stack.enter_context(_bf16_gguf(torch_model, args.threads))
             turns.append(llama_turn(LLAMA_CPP_BF16, handle, prompt, new_tokens, args.threads))
         ours = Ours(loaded, prompt, new_tokens, "cpu", keep=backend == "compiled")
-        turns += [ours.decode, partial(ours.decode_and_read, _reader(), bytes_per_token)]
+        reader = known(memory_reader("cpu"))
+        turns += [ours.decode, partial(ours.decode_and_read, reader, bytes_per_token)]
         raced = race(turns, args.rounds, f"{model} {backend}")
     kernel = deployer.info.kernel
     return row_of(
@@ -124,13 +126,6 @@ def run_row(model: str, backend: str, args: argparse.Namespace) -> Row:
         kernel=kernel.step or kernel.linear,
         notes=deployer.info.notes,
     )
-
-
-def _reader() -> MemoryReader:
-    reader = memory_reader("cpu")
-    if reader is None:
-        raise LlmfitError("too little memory is free to measure its bandwidth.")
-    return reader
 
 
 def llama_turn(

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 
 from llmfit.backends.base import LoadedModel
 from llmfit.decode.base import Decoder
@@ -26,6 +26,7 @@ from llmfit.errors import LlmfitError
 from llmfit.records import Device, Environment, Sampled, Workload
 from llmfit.stats import sampled
 
+T = TypeVar("T")
 Turn = Callable[[], Mapping[str, float]]
 """Runs one turn and returns the decode rate of its party in tokens/s."""
 
@@ -165,14 +166,18 @@ def generate_turn(model: Any, prompt: Sequence[int], new_tokens: int, device: De
     return turn
 
 
+def known(measured: T | None) -> T:
+    """What measures or was measured; LlmfitError where too little memory is free for it."""
+    if measured is None:
+        raise LlmfitError("too little memory is free to measure its bandwidth.")
+    return measured
+
+
 def bandwidth_turn(device: Device) -> Turn:
     """The best of some passes over memory; LlmfitError where too little of it is free."""
 
     def turn() -> Mapping[str, float]:
-        measured = measure_bandwidth(device)
-        if measured is None:
-            raise LlmfitError("too little memory is free to measure its bandwidth.")
-        return {BANDWIDTH: measured}
+        return {BANDWIDTH: known(measure_bandwidth(device))}
 
     return turn
 

@@ -30,6 +30,7 @@ class JoinLinears(CustomGraphPass):  # type: ignore[misc]
         sets: dict[tuple[fx.Node, bool], list[fx.Node]] = defaultdict(list)
         for node in graph.find_nodes(op="call_function", target=product):
             x, weight, bias = node.args
+            # What is not computed in the graph is there before the first product.
             if all(each is None or each.op == "placeholder" for each in (weight, bias)):
                 sets[x, bias is None].append(node)
         for nodes in sets.values():

@@ -156,29 +156,27 @@ inline void dot_both(const bf16* a0, const bf16* a1, const bf16* b, int64_t coun
   sums[0] = _mm512_reduce_add_ps(_mm512_add_ps(s0, s1));
   sums[1] = _mm512_reduce_add_ps(_mm512_add_ps(t0, t1));
 }
-#else
-inline void dot_both(const bf16* a0, const bf16* a1, const bf16* b, int64_t count, float sums[2]) {
-  sums[0] = dot(a0, b, count);
-  sums[1] = dot(a1, b, count);
-}
 #endif
 
 // Rows begin ... end - 1 of matrix bf16[N, K] times `in`, into their places of `out`.
 //
-// They are read as two streams, half of them apart: each stays in order from page to page, as the
-// prefetchers want it, and the inputs, which push each other out of a first-level cache where K is
-// large, are read once for two rows.
+// With AVX-512 they are read as two streams, half of them apart: each stays in order from page to
+// page, as the prefetchers want it, and the inputs, which push each other out of a first-level cache
+// where K is large, are read once for two rows.
 void products(const bf16* matrix, const bf16* in, int64_t inputs, int64_t begin, int64_t end,
               const bf16* bias, bf16* out) {
+  int64_t row = begin;
+#if LLMFIT_AVX512
   const int64_t half = (end - begin) / 2;
-  for (int64_t row = begin; row < begin + half; ++row) {
+  for (; row < begin + half; ++row) {
     float sums[2];
     dot_both(matrix + row * inputs, matrix + (row + half) * inputs, in, inputs, sums);
     store(out, row, sums[0], bias);
     store(out, row + half, sums[1], bias);
   }
-  if ((end - begin) % 2 != 0)
-    store(out, end - 1, dot(matrix + (end - 1) * inputs, in, inputs), bias);
+  row += half;  // the second stream's are done
+#endif
+  for (; row < end; ++row) store(out, row, dot(matrix + row * inputs, in, inputs), bias);
 }
 
 // x bf16[..., K] with one row, weight bf16[N, K] -> bf16[..., N].

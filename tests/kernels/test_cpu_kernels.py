@@ -57,6 +57,21 @@ def test_bf16_is_the_exact_product_rounded_once(rows: int, inputs: int, biased: 
     assert_rounded(torch.ops.llmfit.linear_bf16(x, weight, bias), exact)
 
 
+@pytest.mark.parametrize("biased", [False, True])
+def test_bf16_of_several_matrices_is_that_of_each(biased: bool) -> None:
+    """Bit by bit, wherever the threads' shares of the rows begin and end."""
+    x, weights = row(320), [matrix(rows, 320, seed=rows) for rows in (701, 96, 902)]
+    biases = [matrix(1, len(weight), seed=1)[0] for weight in weights] if biased else []
+    alone = [
+        torch.ops.llmfit.linear_bf16(x, weight, biases[i] if biased else None)
+        for i, weight in enumerate(weights)
+    ]
+    found = torch.ops.llmfit.linears_bf16(x, weights, biases)
+    assert torch.equal(found, torch.cat(alone, dim=-1))
+    with pytest.raises(RuntimeError, match="3 weights have 1 biases"):
+        torch.ops.llmfit.linears_bf16(x, weights, [biases[0] if biased else x[0, 0]])
+
+
 @pytest.mark.parametrize("outlier", [None, 9.5])
 @pytest.mark.parametrize("threshold", [6.0, 0.0])
 @pytest.mark.parametrize(("rows", "inputs"), SHAPES)

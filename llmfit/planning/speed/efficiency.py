@@ -203,7 +203,7 @@ _STATED: dict[tuple[str, Place], Efficiency] = {
     ("gguf-gpu", "gpu"): _range(
         (0.48, 0.68, 0.85), (0.35, 0.70, 1.20), (0.080, 0.030, 0.008), _LLAMA_CPP
     ),
-    # CPU: a 1.24 B Llama shape on two cores at 32 to 66 GB/s, and seconds a layer from the embedded
+    # CPU: a 1.24 B Llama shape on two cores at 25 to 60 GB/s, and seconds a layer from the embedded
     # model's 6 (benchmarks/results/decode_cpu.json). The slowest are those without llmfit's own
     # kernels, for which no compiler may be there, and an 8 B one's 0.43 to 0.45 in bf16
     # (rtx3090_llama31_8b_cpu.json). The arithmetic is a share of the cores' multiply-adds in their

@@ -27,8 +27,8 @@ from llmfit.records import (
 )
 
 _NEVER_PREDICTED = frozenset({"offload"})
-_IN_CACHES = "faster than memory allows: what a step reads stays in the caches"
 """What is read there comes over a bus or from a disk, of which nothing is known."""
+_IN_CACHES = "faster than memory allows: what a step reads stays in the caches"
 
 
 def predict_speed(
