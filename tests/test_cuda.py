@@ -50,11 +50,11 @@ def test_row_runs_on_the_gpu(embedded: ModelSpec, artifact_cache: Path, backend:
     else:
         assert record.memory.driver_peak_bytes is not None
         assert record.memory.peak_bytes < record.memory.driver_peak_bytes
-    uncaptured = [note for note in record.notes if "not one CUDA graph" in note]
-    # LLM.int8() asks on the host whether there are outliers.
-    assert len(uncaptured) == (backend == "int8"), uncaptured
+    slower = [note for note in record.notes if note.startswith("decode steps are not")]
+    assert not slower or backend in ON_REQUEST, slower
     assert record.kernel is not None
-    assert bool(record.kernel.trial_s) == (backend in ("gptq", "awq")), record.kernel
+    tried = {"compiled", "int8", "nf4", "gptq", "awq"}
+    assert bool(record.kernel.trial_s) == (backend in tried) or backend in ON_REQUEST, record.kernel
 
 
 def test_the_budget_is_a_hard_limit(embedded: ModelSpec) -> None:

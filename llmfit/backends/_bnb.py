@@ -62,6 +62,7 @@ def load_bnb(plan: Plan, quantization: Any | None, dtype: str, notes: tuple[str,
         model,
         tokenizer=tokenizer_of(plan),
         info=info,
+        may_compile=True,
         kv_cache_dtype=plan.kv_cache_dtype,
     )
 

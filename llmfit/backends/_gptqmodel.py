@@ -150,6 +150,7 @@ class GptqModelBackend(TorchBackend):
             model,
             tokenizer=tokenizer_of(plan),
             info=info,
+            may_compile=True,
             kv_cache_dtype=plan.kv_cache_dtype,
         )
 

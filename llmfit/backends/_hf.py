@@ -66,7 +66,9 @@ class HfModel(LoadedModel):
 
     With ``kv_cache_dtype`` it decodes and scores over transformers' quantised cache, says so in its
     notes, and raises ModelLoadError where the model cannot have one. Loading ends with a trial of
-    the kernels that can run its decode steps on a CPU; without ``own_kernels`` none of llmfit's.
+    the kernels that can run its decode steps; without ``own_kernels`` none of llmfit's. The steps
+    go through ``torch.compile`` with ``compiled``, and on a GPU, where they can, with
+    ``may_compile``.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class HfModel(LoadedModel):
         tokenizer: Tokenizer,
         info: LoadInfo,
         compiled: bool = False,
+        may_compile: bool = False,
         kv_cache_dtype: KvCacheDtype | None = None,
         own_kernels: bool = True,
     ) -> None:
@@ -92,7 +95,8 @@ class HfModel(LoadedModel):
             StepLinears() if is_spread(model) else choose_step_linears(model, own=own_kernels)
         )
         attention = info.kernel.attention
-        if compiled and model.device.type == "cpu" and attends_itself(model):
+        self._may_compile = may_compile and model.device.type == "cuda" and kv_cache_dtype is None
+        if (compiled or self._may_compile) and attends_itself(model):
             attention += ", in compiled steps llmfit"
         self.info = replace(
             info,
@@ -120,6 +124,7 @@ class HfModel(LoadedModel):
             capacity=capacity,
             pad_id=self._pad_id(),
             compiled=self._compiled,
+            may_compile=self._may_compile,
             kv_cache_dtype=self._kv_cache_dtype,
             prefill_chunk=prefill_chunk,
             linears=self._linears,
@@ -373,8 +378,10 @@ def load_plain(plan: Plan, *, attention: str, compiled: bool = False) -> HfModel
     notes += require_on_gpus(model, plan)
     linear = linear_kernel(model)
     if compiled:
+        from llmfit.decode.graph_step import COMPILED_NOTE
+
         linear += " (torch.compile)"
-        notes += ("only the decode step is compiled; prefill and scoring run uncompiled",)
+        notes += (COMPILED_NOTE,)
     info = LoadInfo(
         kernel=Kernel(linear=linear, attention=attention),
         dtype="bfloat16",

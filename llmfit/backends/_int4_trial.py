@@ -4,8 +4,9 @@
       ─► equal to plain torch? ─► seconds of a step (one CUDA graph) and of a prompt
       ─► the kernel with which the workload takes least
 
-A kernel is chosen by its backend's name in GPTQModel, or is PyTorch's own (``_tinygemm``), which is
-made from the layers of plain torch operations. All is in the record: ``kernel.trial_s``.
+A kernel is chosen by its backend's name in GPTQModel, or is llmfit's (``_packed_int4``) or PyTorch's
+own (``_tinygemm``), which are made from the layers of plain torch operations. All is in the record:
+``kernel.trial_s``.
 """
 
 from __future__ import annotations
@@ -21,23 +22,35 @@ from typing import Any
 import torch
 from torch import nn
 
+from llmfit.backends._packed_int4 import PackedInt4Linear, to_packed_int4
 from llmfit.backends._synthetic import Pack, random_causal_lm
 from llmfit.backends._tinygemm import TinyGemmLinear, to_tinygemm
-from llmfit.decode.graph_step import capture
+from llmfit.decode.capture import capture
 from llmfit.decode.step_linears import TOLERANCE
 from llmfit.device.execution import Marks
 from llmfit.errors import ModelLoadError, first_line
 from llmfit.quantization import Facts
 from llmfit.records import Device, Plan
 
-TINYGEMM = "tinygemm"
+OWN, TINYGEMM = "llmfit", "tinygemm"
+MADE_HERE: dict[str, Callable[[Any], nn.Module]] = {OWN: to_packed_int4, TINYGEMM: to_tinygemm}
+"""Kernels whose layers are made from those of plain torch operations."""
 PLAIN = {"gptq": "torch", "awq": "torch_awq"}
 """GPTQModel's kernels of plain torch operations, which take any layer and are the reference."""
 CANDIDATES = {
-    "gptq": (TINYGEMM, "marlin", "machete", "exllama_v2", "triton"),
-    "awq": (TINYGEMM, "marlin", "machete", "exllama_v2", "gemm", "gemm_triton"),
+    "gptq": (OWN, TINYGEMM, "exllama_v2", "triton", "marlin", "machete"),
+    "awq": (OWN, TINYGEMM, "exllama_v2", "gemm_triton", "gemm", "marlin", "machete"),
 }
-"""Kernels for GPUs beside those; the names are transformers' and GPTQModel's."""
+"""Kernels for GPUs beside those; the names are transformers' and GPTQModel's. Those that take
+longest to compile, once on a machine, are the last."""
+_EXTENSIONS = {
+    "gptq": {"exllama_v2": "exllamav2", "marlin": "marlin", "machete": "machete"},
+    "awq": {
+        "exllama_v2": "exllamav2_awq", "gemm": "awq", "marlin": "marlin", "machete": "machete",
+    },
+}  # fmt: skip
+"""GPTQModel's kernels in CUDA, by the name of the library that it compiles at their first use.
+Source: GPTQModel 7.6, gptqmodel/extension.py."""
 _BLOCKS = 2
 _WORDS = 256
 """Vocabulary of the model that is tried: embeddings and head are no part of the trial."""
@@ -53,7 +66,7 @@ class KernelChoice:
     method: str
     """``gptq`` or ``awq``."""
     kernel: str
-    """A backend of GPTQModel's, or ``TINYGEMM``."""
+    """A backend of GPTQModel's, or one of ``MADE_HERE``."""
     trial_s: dict[str, dict[str, float]]
     """Seconds for all layers of the model: of one token and of the prompt, by the kernel."""
     notes: tuple[str, ...]
@@ -61,12 +74,12 @@ class KernelChoice:
     @property
     def backend(self) -> str:
         """The backend to load the checkpoint with."""
-        return PLAIN[self.method] if self.kernel == TINYGEMM else self.kernel
+        return PLAIN[self.method] if self.kernel in MADE_HERE else self.kernel
 
     def apply(self, model: nn.Module) -> None:
         """Give the kernel to ``model``, which was loaded with ``backend``."""
-        if self.kernel == TINYGEMM:
-            _use_tinygemm(model)
+        if self.kernel in MADE_HERE:
+            _replace_layers(model, MADE_HERE[self.kernel])
 
 
 @dataclass(slots=True)
@@ -86,8 +99,8 @@ class _Trial:
     def measure(self, name: str, layers: Sequence[nn.Module]) -> None:
         """Time ``layers`` unless they differ from the reference, which is the first to come."""
         device = self.plan.device
-        step = _inputs(layers, 1, device, self.dtype)
-        outputs = torch.cat([layer(x).float().flatten() for layer, x in step])
+        step = [_prepared(*each) for each in _inputs(layers, 1, device, self.dtype)]
+        outputs = torch.cat([each().float().flatten() for each in step])
         if self.expected is None:
             self.expected = outputs
         difference = float((outputs - self.expected).norm() / self.expected.norm())
@@ -96,10 +109,13 @@ class _Trial:
                 f"kernel not used, as its results differ: {name} (off by {difference:.1e})"
             )
             return
-        prompt = _inputs(layers, self.plan.workload.prompt_tokens, device, self.dtype)
+        rows = self.plan.workload.prompt_tokens
+        prompt = [partial(layer, x) for layer, x in _inputs(layers, rows, device, self.dtype)]
         run, why_not = _captured(partial(_run, step), device)
         if why_not is not None:
             self.notes.append(f"{name} cannot be captured in a CUDA graph: {why_not}")
+            if self.step_s:  # the reference is kept for want of another
+                return
         step_s, prompt_s = _seconds(run, device), _seconds(partial(_run, prompt), device)
         self.step_s[name], self.prompt_s[name] = self.scale * step_s, self.scale * prompt_s
 
@@ -150,8 +166,11 @@ def choose_int4_kernel(
             trial.notes.append(f"{name} not tried: the kernels before it took too long")
             continue
         try:
-            if name == TINYGEMM:
-                trial.measure(name, [to_tinygemm(layer) for layer in plain])
+            if (wanted := _not_built(name, method, trial.dtype)) is not None:
+                trial.notes.append(wanted)
+                continue
+            if name in MADE_HERE:
+                trial.measure(name, [MADE_HERE[name](layer) for layer in plain])
             else:
                 trial.measure(name, layers_with(name))
         except Exception as exc:  # noqa: BLE001 - third parties compile kernels at first use
@@ -166,6 +185,24 @@ def choose_int4_kernel(
     )
 
 
+def _not_built(name: str, method: str, dtype: torch.dtype) -> str | None:
+    """Why a kernel in CUDA is not tried: GPTQModel would compile it now, for minutes."""
+    extension_name = _EXTENSIONS.get(method, {}).get(name)
+    if extension_name is None:
+        return None
+    from gptqmodel import extension
+
+    if extension_name == "marlin":
+        extension_name = "marlin_bf16" if dtype == torch.bfloat16 else "marlin_fp16"
+    built = extension._extension_for_name(extension_name)
+    if (built.build_root() / f"{built.name}.so").is_file():
+        return None
+    return (
+        f"{name} not tried: GPTQModel has not compiled it yet; once: python -c 'from gptqmodel "
+        f'import extension; extension.load("{extension_name}")\''
+    )
+
+
 def int4_layers(model: nn.Module) -> list[nn.Module]:
     """GPTQModel's layers of ``model`` and those made from them, in its order."""
     from gptqmodel.nn_modules.qlinear import BaseQuantLinear
@@ -173,17 +210,17 @@ def int4_layers(model: nn.Module) -> list[nn.Module]:
     return [
         module
         for module in model.modules()
-        if isinstance(module, (BaseQuantLinear, TinyGemmLinear))
+        if isinstance(module, (BaseQuantLinear, PackedInt4Linear, TinyGemmLinear))
     ]
 
 
-def _use_tinygemm(model: nn.Module) -> None:
+def _replace_layers(model: nn.Module, make: Callable[[Any], nn.Module]) -> None:
     """Replace the layers of plain torch operations in ``model`` one by one."""
     from gptqmodel.nn_modules.qlinear import BaseQuantLinear
 
     names = [name for name, each in model.named_modules() if isinstance(each, BaseQuantLinear)]
     for name in names:
-        model.set_submodule(name, to_tinygemm(model.get_submodule(name)))
+        model.set_submodule(name, make(model.get_submodule(name)))
 
 
 def _cut(config: Any) -> Any:
@@ -216,12 +253,19 @@ def _inputs(
     return [(layer, by_width[int(layer.in_features)]) for layer in layers]
 
 
-def _run(pairs: Sequence[tuple[Any, torch.Tensor]]) -> None:
-    for layer, x in pairs:
-        layer(x)
+def _prepared(layer: Any, x: torch.Tensor) -> Callable[[], torch.Tensor]:
+    """A product of one row. What llmfit's layer does to its inputs first is no part of it: in a
+    compiled step the kernel that makes them does it."""
+    if isinstance(layer, PackedInt4Linear):
+        return partial(layer.product, layer.prepare(x), x)
+    return partial(layer, x)
 
 
-def _captured(run: Callable[[], None], device: Device) -> tuple[Callable[[], object], str | None]:
+def _run(products: Sequence[Callable[[], torch.Tensor]]) -> list[torch.Tensor]:
+    return [product() for product in products]
+
+
+def _captured(run: Callable[[], object], device: Device) -> tuple[Callable[[], object], str | None]:
     """``run`` as one CUDA graph; on a CPU, or with the reason where it cannot, as it is."""
     if device == "cpu":
         return run, None

@@ -1,7 +1,4 @@
-"""PyTorch's own 4-bit product (tinygemm) over the weights of a GPTQ or AWQ layer.
-
-GPTQModel's layer ─► whole multiples of a group's scale ─► codes 0…15 and a zero ─► packed
-"""
+"""PyTorch's own 4-bit product (tinygemm) over the weights of a GPTQ or AWQ layer."""
 
 from __future__ import annotations
 
@@ -9,6 +6,8 @@ from typing import Any
 
 import torch
 from torch import nn
+
+from llmfit.backends._int4_codes import codes_of
 
 _MIDDLE = 8
 """The code that stands for the zero. Source: PyTorch, aten/src/ATen/native/cuda/int4mm.cu:
@@ -65,29 +64,10 @@ class TinyGemmLinear(nn.Module):
 def to_tinygemm(layer: Any) -> TinyGemmLinear:
     """The same weights as one of GPTQModel's layers of plain torch operations.
 
-    Codes are kept exactly; a group's zero is rounded to bfloat16. Raises ValueError for
-    act-order, whose groups are not of neighbours, and for shapes that tinygemm does not take.
+    Codes are kept exactly; a group's zero, where it is another code than 8, is rounded to
+    bfloat16. Raises ValueError for act-order, and for shapes that tinygemm does not take.
     """
-    group, scales = int(layer.group_size), layer.scales  # [K / group, N]
-    order = getattr(layer, "g_idx", None)
-    inputs = torch.arange(layer.in_features, device=scales.device)
-    if order is not None and not torch.equal(order.long(), inputs // group):
-        raise ValueError("tinygemm takes no activation order")
-    multiples = _weight(layer).float().view(-1, group, layer.out_features) / scales.float()[:, None]
-    multiples = torch.nan_to_num(multiples).round()  # [K / group, group, N]; a scale may be 0
-    low, high = multiples.amin(1), multiples.amax(1)
-    # Around 8, where codes allow it: the zero is then 0, and exact.
-    middle = torch.full_like(low, _MIDDLE).clamp(max=15 - high).maximum(-low)
-    codes = (multiples + middle[:, None]).to(torch.uint8).view(layer.in_features, -1)
+    made = codes_of(layer, "tinygemm")
     return TinyGemmLinear(
-        codes.t().contiguous(), scales, (_MIDDLE - middle) * scales, layer.bias, group
+        made.codes, made.scales, (_MIDDLE - made.zeros) * made.scales, made.bias, made.group
     )
-
-
-def _weight(layer: Any) -> Any:
-    """Weights [K, N] of a layer, in its scales' type."""
-    if type(layer).__name__ != "AwqTorchLinear":
-        return layer.dequantize_weight()
-    from gptqmodel.quantization.awq.utils.packing_utils import dequantize_gemm
-
-    return dequantize_gemm(layer.qweight, layer.qzeros, layer.scales, layer.bits, layer.group_size)

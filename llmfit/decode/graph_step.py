@@ -12,35 +12,34 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from llmfit.decode.cache import StaticKVCache
+from llmfit.decode.capture import Graph, capture
 from llmfit.decode.placement import execution_device
 from llmfit.decode.step_linears import StepLinears
 from llmfit.device.execution import is_out_of_memory
 from llmfit.errors import ModelLoadError, first_line
 from llmfit.kernels.build import why_no_kernels
+from llmfit.kernels.gpu_support import why_no_gpu_kernels
 from llmfit.private_code import compile_privately
 
 _INDUCTOR_ON_CPU = {"cpp_wrapper": True, "size_asserts": False, "alignment_asserts": False}
 """Kernels are called from C++: Python between them costs more than they do, as weights push it out
 of the CPU's caches. Nor are shapes checked at each call: they never change."""
 
-T = TypeVar("T")
-Graph = torch.cuda.CUDAGraph
+COMPILED_NOTE = "only the decode step is compiled; prefill and scoring run uncompiled"
 
 Step = Callable[[], torch.Tensor]
 """Feeds the ids that are in their tensor [B, 1] and returns logits [B, V]."""
 
+_FULL = "full_attention"
 ATTENTION = "llmfit_decode"
 """The name by which transformers finds the attention of a traced step."""
-_WARM_UPS = 3
-"""Runs before a capture, in which libraries allocate what they keep. Source: PyTorch's notes on
-CUDA graphs."""
 
 
 class FixedStep:
@@ -66,6 +65,25 @@ class FixedStep:
         self._slots = slots
         self._padding = padding
         self._attends_itself = False
+        config: Any = model.config.get_text_config()  # type: ignore[union-attr,operator]
+        # transformers makes eager attention's mask on the host, where no CUDA graph may look.
+        self._adds = (
+            ids.device.type == "cuda"
+            and config._attn_implementation == "eager"
+            and set(getattr(config, "layer_types", None) or {_FULL}) == {_FULL}
+            and not getattr(config, "sliding_window", None)
+        )
+
+    def _added(self) -> torch.Tensor:
+        """What is added to scores [B, H, 1, capacity]: the least number where no token is held."""
+        position = self._cache.position
+        capacity = self._cache.layers[0].get_max_length()
+        seen = (torch.arange(capacity, device=position.device) <= position)[None]
+        if self._slots is not None:
+            seen = seen & self._slots
+        dtype: torch.dtype = self._model.dtype  # type: ignore[assignment]
+        hidden = torch.zeros_like(seen, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)
+        return hidden[:, None, None]
 
     def __call__(self) -> torch.Tensor:
         """See ``Step``."""
@@ -74,7 +92,7 @@ class FixedStep:
         extra = {"held_tokens": position + 1} if self._attends_itself else {}
         logits: torch.Tensor = self._model(
             input_ids=self._ids,
-            attention_mask=self._slots,
+            attention_mask=self._added() if self._adds else self._slots,
             position_ids=positions if self._padding is None else positions - self._padding,
             past_key_values=self._cache,
             use_cache=True,
@@ -93,7 +111,7 @@ class FixedStep:
         """Let the step, while it is traced, attend by ``_attend``; says whether it does.
 
         It takes SDPA's place alone, and knows no mask but that of what is held and of a sliding
-        window. On a CPU it is llmfit's kernel, for bfloat16.
+        window. It is llmfit's kernel, on a CPU for bfloat16.
         """
         config: Any = self._model.config.get_text_config()  # type: ignore[union-attr,operator]
         before = config._attn_implementation
@@ -109,14 +127,13 @@ class FixedStep:
 def attends_itself(model: nn.Module) -> bool:
     """True where a traced step of prompts of one length attends by ``_attend``."""
     config: Any = model.config.get_text_config()  # type: ignore[union-attr,operator]
-    return (
-        config._attn_implementation == "sdpa"
-        and bool(getattr(model, "_supports_attention_backend", False))
-        and (
-            execution_device(model).type == "cuda"
-            or (model.dtype == torch.bfloat16 and why_no_kernels() is None)
-        )
-    )
+    if config._attn_implementation != "sdpa" or not getattr(
+        model, "_supports_attention_backend", False
+    ):
+        return False
+    if execution_device(model).type == "cuda":
+        return why_no_gpu_kernels() is None
+    return model.dtype == torch.bfloat16 and why_no_kernels() is None
 
 
 class CompiledStep:
@@ -147,9 +164,12 @@ class CompiledStep:
         assert step is not None
 
         def backend(graph: torch.fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
-            options: dict[str, Any] = {"realize_reads_threshold": 1}
+            options: dict[str, Any] = {
+                "realize_reads_threshold": 1,
+                "post_grad_custom_pre_pass": JoinLinears(),
+            }
             if step.device.type == "cpu":
-                options |= _INDUCTOR_ON_CPU | {"post_grad_custom_pre_pass": JoinLinears()}
+                options |= _INDUCTOR_ON_CPU
             with torch._inductor.config.patch(options):
                 compiled: Any = compile_fx(graph, inputs)
             self._compiled, self._inputs = compiled, tuple(inputs)
@@ -177,6 +197,33 @@ def _cause(exc: Exception) -> str:
     """What failed in a compiler's long text: its error line, or the first."""
     errors = (line.strip() for line in str(exc).splitlines() if "error:" in line)
     return next(errors, first_line(exc)).rstrip(".")
+
+
+class CompiledWhereItCan:
+    """A step through ``torch.compile``, or as it is, by the same linear kernels, where that fails.
+
+    For rows whose point is not the compiler; ``why_not`` says the reason.
+    """
+
+    def __init__(self, step: FixedStep, linears: StepLinears) -> None:
+        """As ``CompiledStep``."""
+        self._plain = step
+        self._linears = linears
+        self._compiled = CompiledStep(step, linears)
+        self.why_not: str | None = None
+
+    def __call__(self) -> torch.Tensor:
+        """See ``Step``."""
+        if self.why_not is None:
+            try:
+                return self._compiled()
+            except ModelLoadError as exc:  # while it was traced: nothing has run
+                self.why_not = exc.message
+        self._linears.install()
+        try:
+            return self._plain()
+        finally:
+            self._linears.remove()
 
 
 class CapturedStep:
@@ -217,36 +264,15 @@ class CapturedStep:
             self._cache.position.copy_(start)
 
 
-def capture(run: Callable[[], T], *, after: Callable[[], object] = lambda: None) -> tuple[Graph, T]:
-    """``run`` as a CUDA graph, and what it returns, which every replay fills again.
-
-    It is run some times before, each followed by ``after``. Raises RuntimeError where it waits for
-    the GPU or allocates outside the graph's pool; the GPU is then idle.
-    """
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(_WARM_UPS):
-            run()
-            after()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    try:
-        with torch.cuda.graph(graph):
-            made = run()
-    except RuntimeError:
-        torch.cuda.synchronize()
-        raise
-    return graph, made
-
-
-def why_not_captured(model: nn.Module) -> str | None:
+def why_not_captured(model: nn.Module, linears: StepLinears) -> str | None:
     """The kernel that keeps a step of ``model`` from being a CUDA graph; None where none is known.
 
-    A capture that fails half-way leaves PyTorch's state behind, so it is not tried in vain.
+    ``linears`` run their layers instead of the library. A capture that fails half-way leaves PyTorch's state behind, so it is not tried in vain.
     """
     for module in model.modules():
-        if type(module).__name__ == "Linear8bitLt" and module.state.threshold > 0:  # type: ignore[union-attr,operator]
+        if type(module).__name__ != "Linear8bitLt" or linears.runs(module):
+            continue
+        if module.state.threshold > 0:  # type: ignore[union-attr,operator]
             return (
                 "bitsandbytes' LLM.int8() (Linear8bitLt) asks the host in every layer whether its "
                 "inputs have outliers"
@@ -267,31 +293,12 @@ def _attend(
     position_bias: torch.Tensor | None = None,
     **others: object,
 ) -> tuple[torch.Tensor, None]:
-    """transformers' attention function of a traced step: query [B, H, 1, D] → [B, 1, H, D].
-
-    llmfit's kernel reads what is held alone. SDPA reads the whole buffer; the queries that share a
-    key are its rows, where transformers would repeat keys and values for each of them.
-    """
+    """transformers' attention function of a traced step: query [B, H, 1, D] → [B, 1, H, D]."""
     if position_bias is not None:
         raise NotImplementedError("a compiled step knows no bias by position")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    window = sliding_window or 0
-    if query.device.type == "cpu":
-        return torch.ops.llmfit.attend(query, key, value, held_tokens, scale, window), None
-    batch, heads, width = query.shape[0], query.shape[1], query.shape[3]
-    shared = key.shape[1]
-    slots = torch.arange(key.shape[2], device=key.device)
-    seen = slots < held_tokens
-    if window:
-        seen = seen & (slots >= held_tokens - window)
-    out = torch.nn.functional.scaled_dot_product_attention(
-        query.reshape(batch, shared, heads // shared, width),
-        key,
-        value,
-        attn_mask=seen[None, None, None],
-        scale=scale,
-    )
-    return out.reshape(batch, 1, heads, value.shape[-1]), None
+    attend = (torch.ops.llmfit if query.device.type == "cpu" else torch.ops.llmfit_gpu).attend
+    return attend(query, key, value, held_tokens, scale, sliding_window or 0), None
 
 
 def _no_mask(*_: object, **__: object) -> None:

@@ -1,18 +1,19 @@
-"""Which kernel runs each linear layer of a decode step of one sequence on a CPU.
+"""Which kernel runs each linear layer of a decode step of one sequence.
 
     layer ─► candidates: the library's own, PyTorch's, llmfit's ─► equal? ─► trial ─► in place
              (all over the same packed weights: none holds a copy)
 
 At one row a product is bound by reading its weights, and libraries' kernels are made for many rows.
 The trial runs every shape of layer with each candidate, over several layers in turn, so that their
-weights come from memory as in a step. What it chose, and its seconds, are in the row's record.
+weights come from memory as in a step, and on a GPU as one CUDA graph. What it chose, and its
+seconds, are in the row's record.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from statistics import median
@@ -21,14 +22,16 @@ from typing import Any
 import torch
 from torch import nn
 
+from llmfit.decode.capture import capture
+from llmfit.decode.step_kernels import Forward, Prepared, kernels_for
 from llmfit.device.execution import Marks
 from llmfit.kernels.build import why_no_kernels
-
-Forward = Callable[[torch.Tensor], torch.Tensor]
+from llmfit.kernels.gpu_support import why_no_gpu_kernels
+from llmfit.records import Device
 
 TOLERANCE = 2**-7
 """Largest difference from the library's own output, relative to its norm: one step of bfloat16."""
-_LAYERS = 6
+_LAYERS: dict[Device, int] = {"cpu": 6, "cuda": 16}
 """Layers of one shape in the trial; of usual shapes more than caches hold."""
 _PASSES = 5
 _TIE = 0.95
@@ -36,9 +39,6 @@ _TIE = 0.95
 kind of kernel for all layers costs a graph fewer conversions between them."""
 _HOPELESS = 4.0
 """A candidate so many times slower at its first call than another is not tried further."""
-_PACKED_ROWS = 32
-_INT4_ROWS = 64
-"""Rows of which ``linear_4bit_packed`` and ``linear_int4`` want multiples (see cpu.cpp)."""
 _LIBRARY = "library"
 _WITHOUT_ONEDNN = "PyTorch without oneDNN"
 
@@ -79,7 +79,7 @@ class StepLinears:
         self._before = {layer: vars(layer).get("forward") for layer in self._forwards}
         for layer, forward in self._forwards.items():
             inputs: Any = layer.in_features
-            layer.forward = _for_one_row(forward, layer.forward, inputs)
+            layer.forward = _for_one_row(forward, layer.forward, inputs, _input_type(layer))
 
     def remove(self) -> None:
         """Give the layers back to the library's kernels."""
@@ -89,6 +89,10 @@ class StepLinears:
             else:
                 layer.forward = forward
         self._before = None
+
+    def runs(self, layer: nn.Module) -> bool:
+        """True for a layer that the library's kernel does not run."""
+        return layer in self._forwards
 
     @contextmanager
     def stepping(self) -> Iterator[None]:
@@ -103,126 +107,20 @@ class StepLinears:
 def choose_step_linears(model: nn.Module, *, own: bool = True) -> StepLinears:
     """Try the kernels that can run ``model``'s linear layers for one row, and take the fastest.
 
-    For a model in bfloat16 on a CPU; for another it is the library's kernels. Without ``own``
-    only PyTorch's are tried, and none of llmfit's.
+    For layers that ``step_kernels`` knows; others stay with the library's. Without ``own`` only
+    PyTorch's are tried, and none of llmfit's.
     """
-    layers = [layer for layer in model.modules() if _is_tried(layer)]
+    layers = [layer for layer in model.modules() if kernels_for(layer)]
     if not layers:
         return StepLinears()
-    missing = why_no_kernels() if own else None
+    on_gpu = _device_of(layers[0]) == "cuda"
+    missing = (why_no_gpu_kernels() if on_gpu else why_no_kernels()) if own else None
     groups: dict[tuple[object, ...], list[nn.Module]] = defaultdict(list)
     for layer in layers:
         groups[_shape(layer)].append(layer)
     with torch.inference_mode():
         tried = [_try(group, own=own and missing is None) for group in groups.values()]
-    return _chosen(tried, missing)
-
-
-# ---------------------------------------------------------------- the candidates
-
-
-@dataclass(frozen=True, slots=True)
-class _Kernel:
-    """A way to run layers of one kind: from a layer to its forward, or None where it cannot."""
-
-    name: str
-    bind: Callable[[Any], Forward | None]
-    own: bool = True
-    """True for llmfit's, in ``kernels/cpu.cpp``."""
-
-
-def _is_tried(layer: nn.Module) -> bool:
-    """True for a layer in a format that there is another kernel for, on a CPU, in bfloat16.
-
-    An unquantised layer whose forward somebody has wrapped, to round its inputs or to fetch its
-    weights, say, is more than its product.
-    """
-    kind = type(layer).__name__
-    tensors = [*layer.parameters(), *layer.buffers()]
-    if kind not in _KERNELS or any(tensor.device.type != "cpu" for tensor in tensors):
-        return False
-    if kind != "Linear":
-        return True
-    whole = not hasattr(layer.weight, "__tensor_flatten__")  # torchao's is made of others
-    return "forward" not in vars(layer) and whole and layer.weight.dtype == torch.bfloat16
-
-
-def _bf16(layer: Any) -> Forward | None:
-    weight = layer.weight
-    if not weight.is_contiguous():
-        return None
-    operator, bias = torch.ops.llmfit.linear_bf16, layer.bias
-    return lambda x: operator(x, weight, bias)
-
-
-def _int8(layer: Any) -> Forward | None:
-    state = layer.state
-    if state.has_fp16_weights or state.CB is None:
-        return None
-    operator = torch.ops.llmfit.linear_int8
-    codes, absmax, bias, threshold = state.CB, state.SCB, layer.bias, float(state.threshold)
-    return lambda x: operator(x, codes, absmax, bias, threshold)
-
-
-def _nf4(layer: Any) -> Forward | None:
-    """Over the weights as bitsandbytes packs them for its own AVX-512 kernel."""
-    state = layer.weight.quant_state
-    if not getattr(state, "packing_format_for_cpu", False) or layer.out_features % _PACKED_ROWS:
-        return None
-    operator, block = torch.ops.llmfit.linear_4bit_packed, int(state.blocksize)
-    codes, absmax, bias = layer.weight.data, state.absmax, layer.bias
-    table = state.code.to(torch.bfloat16)
-    return lambda x: operator(x, codes, absmax, table, bias, block)
-
-
-def _int4(layer: Any) -> Forward | None:
-    if layer.out_features % _INT4_ROWS or torch.backends.cpu.get_cpu_capability() != "AVX512":
-        return None
-    operator, group = torch.ops.llmfit.linear_int4, layer.group_size
-    codes, scales, order = layer.qweight, layer.scales_and_zeros, _input_order(layer)
-
-    def product(x: torch.Tensor) -> torch.Tensor:
-        out: torch.Tensor = operator(
-            x if order is None else x[..., order], codes, scales, None, group
-        )
-        return out
-
-    return _with_bias(product, layer.bias)
-
-
-def _int4pack(layer: Any) -> Forward | None:
-    """PyTorch's own product, without what GPTQModel does around it."""
-    operator, group = torch.ops.aten._weight_int4pack_mm_for_cpu, layer.group_size
-    codes, scales, order = layer.qweight, layer.scales_and_zeros, _input_order(layer)
-
-    def product(x: torch.Tensor) -> torch.Tensor:
-        row = x.view(1, -1) if order is None else x.view(1, -1)[:, order]
-        out: torch.Tensor = operator(row, codes, group, scales)
-        return out.view(*x.shape[:-1], -1)
-
-    return _with_bias(product, layer.bias)
-
-
-def _with_bias(product: Forward, bias: torch.Tensor | None) -> Forward:
-    """GPTQModel adds a bias, which may be of another type, to the rounded product."""
-    return product if bias is None else lambda x: product(x).add_(bias)
-
-
-def _input_order(layer: Any) -> torch.Tensor | None:
-    """The order in which a GPTQ layer takes its inputs; None for that in which they come."""
-    order = getattr(layer, "ret_idx", None)
-    return order.long() if isinstance(order, torch.Tensor) else None
-
-
-_INT4 = (_Kernel("llmfit int4", _int4), _Kernel("PyTorch int4pack", _int4pack, own=False))
-_KERNELS: dict[str, tuple[_Kernel, ...]] = {
-    "Linear": (_Kernel("llmfit bf16", _bf16),),
-    "Linear8bitLt": (_Kernel("llmfit int8", _int8),),
-    "Linear4bit": (_Kernel("llmfit 4-bit", _nf4),),
-    "TorchAtenLinear": _INT4,
-    "TorchAtenAwqLinear": _INT4,
-}
-"""By the class of the layer."""
+    return _chosen([trial for trial in tried if trial.seconds], missing)
 
 
 # ---------------------------------------------------------------- the trial
@@ -249,6 +147,10 @@ class _Trial:
         return self.kind == "Linear"
 
 
+def _device_of(layer: nn.Module) -> Device:
+    return "cuda" if next(layer.parameters()).device.type == "cuda" else "cpu"
+
+
 def _shape(layer: Any) -> tuple[object, ...]:
     return (type(layer).__name__, layer.in_features, layer.out_features, layer.bias is None)
 
@@ -256,25 +158,63 @@ def _shape(layer: Any) -> tuple[object, ...]:
 def _try(layers: list[nn.Module], *, own: bool) -> _Trial:
     """Time the candidates for ``layers``, all of one shape, in turns."""
     trial = _Trial(layers)
-    some: list[Any] = layers[:_LAYERS]
-    x = torch.randn(1, 1, some[0].in_features).bfloat16()
+    device = _device_of(layers[0])
+    some: list[Any] = layers[: _LAYERS[device]]
+    x = torch.randn(1, 1, some[0].in_features).to(device, _input_type(some[0]))
     runs: dict[str, list[Forward]] = {_LIBRARY: [layer.forward for layer in some]}
-    if trial.plain:
+    if trial.plain and device == "cpu":
         runs[_WITHOUT_ONEDNN] = [partial(_run_without_onednn, layer.forward) for layer in some]
-    for kernel in _KERNELS[trial.kind]:
+    for kernel in kernels_for(some[0]):
         if own or not kernel.own:
             bound = [forward for layer in layers if (forward := kernel.bind(layer)) is not None]
             if len(bound) == len(layers):
                 trial.forwards[kernel.name] = bound
-                runs[kernel.name] = bound[:_LAYERS]
+                runs[kernel.name] = bound[: len(some)]
+    if device == "cuda" and len(runs) == 1:
+        return trial  # nothing to choose from
     expected = runs[_LIBRARY][0](x).float()
     for name in [name for name in runs if name != _LIBRARY]:
         difference = (runs[name][0](x).float() - expected).norm() / expected.norm()
         if not difference <= TOLERANCE:
             trial.refused.append(f"{name} (off by {difference:.1e})")
             del runs[name]
-    trial.seconds = _timed(runs, x)
+    if device == "cpu":
+        trial.seconds = _timed(runs, x)
+    else:
+        trial.seconds = {name: _gpu_s(forwards, x) for name, forwards in runs.items()}
     return trial
+
+
+def _input_type(layer: Any) -> torch.dtype:
+    """What the layer computes in: that of its weights, bfloat16 where they are integers."""
+    dtype: torch.dtype = layer.weight.dtype
+    return dtype if dtype.is_floating_point else torch.bfloat16
+
+
+def _gpu_s(forwards: Sequence[Forward], x: torch.Tensor) -> float:
+    """Median seconds a layer on a GPU, as one CUDA graph where it can be captured."""
+    runs = [
+        partial(each.product, each.prepare(x), x)
+        if isinstance(each, Prepared)
+        else partial(each, x)
+        for each in forwards
+    ]
+
+    def run() -> list[torch.Tensor]:
+        return [each() for each in runs]
+
+    replay: Callable[[], object] = run
+    with suppress(RuntimeError):  # it asks the host, and runs so in a step too
+        replay = capture(run)[0].replay
+    replay()
+    samples: list[float] = []
+    for _ in range(_PASSES):
+        marks = Marks("cuda")
+        marks.mark()
+        replay()
+        marks.mark()
+        samples += marks.seconds()
+    return median(samples) / len(forwards)
 
 
 def _timed(runs: dict[str, list[Forward]], x: torch.Tensor) -> dict[str, float]:
@@ -316,9 +256,9 @@ def _without_onednn() -> Iterator[None]:
         torch._C._set_mkldnn_enabled(before)
 
 
-def _for_one_row(fast: Forward, general: Forward, inputs: int) -> Forward:
+def _for_one_row(fast: Forward, general: Forward, inputs: int, dtype: torch.dtype) -> Forward:
     def forward(x: torch.Tensor) -> torch.Tensor:
-        if x.numel() != inputs or x.dtype != torch.bfloat16:
+        if x.numel() != inputs or x.dtype != dtype:
             return general(x)
         return fast(x.contiguous())
 

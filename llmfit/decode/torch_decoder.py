@@ -24,7 +24,15 @@ from transformers import Cache
 
 from llmfit.decode.base import GREEDY, Decoder, Sampling
 from llmfit.decode.cache import StaticKVCache
-from llmfit.decode.graph_step import CapturedStep, CompiledStep, FixedStep, why_not_captured
+from llmfit.decode.graph_step import (
+    COMPILED_NOTE,
+    CapturedStep,
+    CompiledStep,
+    CompiledWhereItCan,
+    FixedStep,
+    Step,
+    why_not_captured,
+)
 from llmfit.decode.placement import execution_device, is_spread
 from llmfit.decode.quantized_cache import quantized_cache
 from llmfit.decode.sampling import choose
@@ -59,7 +67,8 @@ class TorchDecoder(Decoder):
     The cache is preallocated; with ``kv_cache_dtype`` it is transformers' quantised one, which
     grows. With ``compiled`` the decode step is a ``torch.compile`` graph over constant shapes;
     prefill stays eager, as its length varies. A quantised cache has no constant shapes: both
-    together raise UsageError. ``linears`` run the steps of a batch of one.
+    together raise UsageError. With ``may_compile`` a step on a GPU is compiled where it can be,
+    and a note tells where not. ``linears`` run the steps of a batch of one.
 
     With ``prefill_chunk`` a prompt runs that many tokens at a time, which hold their activations
     only as long. The logits are those of one pass; over a quantised cache a chunk reads those
@@ -74,6 +83,7 @@ class TorchDecoder(Decoder):
         capacity: int,
         pad_id: int = 0,
         compiled: bool = False,
+        may_compile: bool = False,
         kv_cache_dtype: KvCacheDtype | None = None,
         prefill_chunk: int | None = None,
         linears: StepLinears | None = None,
@@ -83,6 +93,7 @@ class TorchDecoder(Decoder):
             raise UsageError(f"a compiled step cannot use a {kv_cache_dtype} KV cache: it grows.")
         self.batch, self.capacity = batch, capacity
         self.compiled = compiled
+        self._may_compile = may_compile
         self.prefill_chunk = prefill_chunk
         self._model = model
         self._device = execution_device(model)
@@ -111,6 +122,7 @@ class TorchDecoder(Decoder):
             and (compiled or self._device.type == "cuda")
         )
         self._graphs: dict[bool, CompiledStep | CapturedStep] = {}
+        self._where_it_can: list[CompiledWhereItCan] = []
 
     @torch.inference_mode()
     def prefill(self, prompts: Sequence[Sequence[int]], sampling: Sampling = GREEDY) -> None:
@@ -177,24 +189,35 @@ class TorchDecoder(Decoder):
                 slots=self._slots if self._ragged else None,
                 padding=self._padding if self._ragged else None,
             )
-            compiled = CompiledStep(step, self._linears)
-            self._graphs[self._ragged] = (
-                CapturedStep(
-                    compiled if self.compiled else step,
-                    cache,
-                    why_not=why_not_captured(self._model),
-                )
-                if self._device.type == "cuda"
-                else compiled
-            )
+            self._graphs[self._ragged] = self._graph_of(step, cache)
         return self._graphs[self._ragged]
+
+    def _graph_of(self, step: FixedStep, cache: StaticKVCache) -> CompiledStep | CapturedStep:
+        if self._device.type == "cpu":
+            return CompiledStep(step, self._linears)
+        run: Step = step
+        if self.compiled:
+            run = CompiledStep(step, self._linears)
+        elif self._may_compile:
+            run = CompiledWhereItCan(step, self._linears)
+            self._where_it_can.append(run)
+        return CapturedStep(run, cache, why_not=why_not_captured(self._model, self._linears))
 
     @property
     def notes(self) -> tuple[str, ...]:
         """See ``Decoder.notes``."""
         captured = [graph for graph in self._graphs.values() if isinstance(graph, CapturedStep)]
         reasons = dict.fromkeys(graph.why_not for graph in captured if graph.why_not is not None)
-        return tuple(f"decode steps are not one CUDA graph: {reason}" for reason in reasons)
+        compiled = dict.fromkeys(
+            COMPILED_NOTE
+            if step.why_not is None
+            else f"decode steps are not compiled: {step.why_not}"
+            for step in self._where_it_can
+        )
+        return (
+            *(f"decode steps are not one CUDA graph: {reason}" for reason in reasons),
+            *compiled,
+        )
 
     def tokens(self) -> list[int]:
         """See ``Decoder.tokens``."""
@@ -205,6 +228,7 @@ class TorchDecoder(Decoder):
         """Free the cache and what was compiled over it."""
         self._linears.remove()
         self._graphs.clear()
+        self._where_it_can.clear()
         self._cache = None
 
     def _live_cache(self) -> Cache:

@@ -232,6 +232,8 @@ def main(descriptor: int, modules: Sequence[str]) -> None:
             import_module(name)
     gc.freeze()  # nor need a worker's collector look at it, and copy its pages
     gc.enable()
+    if _gpu_is_open():
+        return  # to the parent this is the end of the server: it starts each worker itself
     pages = library_pages()
     die_with_parent(False)  # from here on the socket tells, and a worker is not to be left behind
     with socket.socket(fileno=descriptor) as parent:
@@ -252,6 +254,17 @@ def main(descriptor: int, modules: Sequence[str]) -> None:
             if code is None:
                 return
             parent.sendall(b"%d\n" % code)
+
+
+def _gpu_is_open() -> bool:
+    """True where an import has opened the GPU's driver, which no fork could use then."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return False
+    pid = os.fork()
+    if pid == 0:
+        os._exit(int(torch._C._cuda_isInBadFork()) if hasattr(torch._C, "_cuda_isInBadFork") else 0)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 1
 
 
 def _outlived(pid: int, parent: socket.socket) -> int | None:

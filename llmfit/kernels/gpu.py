@@ -1,0 +1,684 @@
+"""Kernels of a decode step of one sequence on a GPU, in Triton: products of one row, attention.
+
+    x [1, K] ─► fields float32 [F, K / F]: the inputs of one field of all words side by side
+    words int32 [N, K / F] ─► fields ─► float32 ─► sums over K ─► [1, N]
+
+A product of one row reads each weight once, and is bound by that if what is done with a weight
+takes no longer: on a GPU of 2024 some three instructions for one of 4 bits. An integer becomes a
+float32 by setting the bits of 2^23 above it and subtracting 2^23, where it is in its word: the
+input of its field is scaled instead. An NF4 code is looked up by a shuffle among the lanes of a
+warp, each of which holds a value of the table.
+
+Every program sums whole rows, always in the same order. Matrices of the same inputs are one launch.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+
+INTERPRETED = bool(triton.knobs.runtime.interpret)
+"""True where Triton's interpreter runs the kernels, which knows neither instructions of NVIDIA's nor
+products of bfloat16 matrices."""
+MOST_MATRICES = 3
+"""Products that one launch makes."""
+
+
+def _sum_of_words(start: str, each: str, scale: str) -> tl.constexpr:
+    """PTX that adds, to a sum, the products of four words of one scale.
+
+    $0 is the sum that results, $1 that before, $2 to $5 are the words and $6 the scale; from $7 on
+    come the four pairs of inputs of each word. ``each`` multiplies word W by pairs A to D into the
+    half2 ACC.
+    """
+    lines = [
+        "{ .reg .b32 t, u, m, h, l, k, p, c1, c2, acc0, acc1; .reg .b16 s, z, lo, hi;",
+        ".reg .f32 f, g, scale; mov.b32 acc0, 0; mov.b32 acc1, 0;",
+        start,
+    ]
+    for word in range(4):
+        names = {"W": f"${2 + word}", "ACC": f"acc{word // 2}"}
+        names |= {name: f"${7 + 4 * word + pair}" for pair, name in enumerate("ABCD")}
+        lines.append(re.sub(r"\b(W|ACC|A|B|C|D)\b", lambda name: names[name[0]], each))
+    lines.append("mov.b32 {lo, hi}, acc0; cvt.f32.f16 f, lo; cvt.f32.f16 g, hi; add.f32 f, f, g;")
+    lines.append("mov.b32 {lo, hi}, acc1; cvt.f32.f16 g, lo; add.f32 f, f, g;")
+    lines.append(f"cvt.f32.f16 g, hi; add.f32 f, f, g; {scale} fma.rn.f32 $0, scale, f, $1; }}")
+    return tl.constexpr("\n".join(lines))
+
+
+_INT4_PAIRS = (
+    "lop3.b32 t, W, 0x000f000f, 0x64006400, 0xea; add.rn.f16x2 t, t, c1;"
+    "fma.rn.f16x2 ACC, t, A, ACC;"
+    "lop3.b32 t, W, 0x00f000f0, 0x64006400, 0xea; fma.rn.f16x2 t, t, k, c2;"
+    "fma.rn.f16x2 ACC, t, B, ACC; shr.u32 u, W, 8;"
+    "lop3.b32 t, u, 0x000f000f, 0x64006400, 0xea; add.rn.f16x2 t, t, c1;"
+    "fma.rn.f16x2 ACC, t, C, ACC;"
+    "lop3.b32 t, u, 0x00f000f0, 0x64006400, 0xea; fma.rn.f16x2 t, t, k, c2;"
+    "fma.rn.f16x2 ACC, t, D, ACC;"
+)
+"""A code under the bits of 1024 is that much more in float16, and 16 times the code where it is one
+place higher. The zero goes with it, so that what is left are whole numbers, exactly."""
+_INT4_START = (
+    "mov.b32 {s, z}, $6; mov.b32 t, {z, z}; mov.b32 k, 0x2c002c00;"  # 1/16
+    "mov.b32 p, 0xbc00bc00; mov.b32 u, 0xe400e400; fma.rn.f16x2 c1, t, p, u;"  # -z - 1024
+    "mov.b32 u, 0xd400d400; fma.rn.f16x2 c2, t, p, u;"  # -z - 64
+)
+_INT4_FLOAT16 = _sum_of_words(_INT4_START, _INT4_PAIRS, "cvt.f32.f16 scale, s;")
+_INT4_BFLOAT16 = _sum_of_words(_INT4_START, _INT4_PAIRS, "shl.b32 t, $6, 16; mov.b32 scale, t;")
+_LOOK_UP_FOUR = "".join(
+    f"prmt.b32 {made}, ${first}, ${first + 1}, m; prmt.b32 p, ${first + 2}, ${first + 3}, m;"
+    f"lop3.b32 {made}, k, p, {made}, 0xca;"
+    for made, first in (("l", 23), ("h", 27))
+)
+"""The low and the high bytes of the float16 values of four codes: of each code's lower three bits
+in either half of the table, of which its highest bit, in k, takes one."""
+_TABLE_PAIRS = (
+    "and.b32 m, W, 0x77777777; shr.u32 t, W, 3; and.b32 t, t, 0x11111111;"
+    "prmt.b32 k, 0xff00, 0, t;"
+    + _LOOK_UP_FOUR
+    + "prmt.b32 p, l, h, 0x5140; fma.rn.f16x2 ACC, p, A, ACC;"
+    "prmt.b32 p, l, h, 0x7362; fma.rn.f16x2 ACC, p, B, ACC;"
+    "shr.u32 m, m, 16; shr.u32 t, t, 16;"
+    "prmt.b32 k, 0xff00, 0, t;"
+    + _LOOK_UP_FOUR
+    + "prmt.b32 p, l, h, 0x5140; fma.rn.f16x2 ACC, p, C, ACC;"
+    "prmt.b32 p, l, h, 0x7362; fma.rn.f16x2 ACC, p, D, ACC;"
+)
+_TABLE_SUM = _sum_of_words("", _TABLE_PAIRS, "mov.f32 scale, $6;")
+_FLOAT_SCALE = tl.constexpr("=f,f,r,r,r,r,f" + ",r" * 24)
+_PACKED_SCALE = tl.constexpr("=f,f,r,r,r,r,r" + ",r" * 16)
+
+
+@triton.jit
+def _matrix(program, a, b, c, rows_a, rows_b, rows_c, BLOCK_ROWS: tl.constexpr):
+    """Which of three matrices a program belongs to: it, its rows, the output's start, the block."""
+    matrix, rows, start, block = a, rows_a, 0, program
+    if block >= tl.cdiv(rows_a, BLOCK_ROWS):
+        block -= tl.cdiv(rows_a, BLOCK_ROWS)
+        matrix, rows, start = b, rows_b, rows_a
+        if block >= tl.cdiv(rows_b, BLOCK_ROWS):
+            block -= tl.cdiv(rows_b, BLOCK_ROWS)
+            matrix, rows, start = c, rows_c, rows_a + rows_b
+    return matrix, rows, start, block
+
+
+@triton.jit
+def _bf16_rows(
+    x, a, b, c, bias_a, bias_b, bias_c, out, rows_a, rows_b, rows_c,
+    INPUTS: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_INPUTS: tl.constexpr,
+    BIASED: tl.constexpr,
+):  # fmt: skip
+    matrix, rows, start, block = _matrix(
+        tl.program_id(0), a, b, c, rows_a, rows_b, rows_c, BLOCK_ROWS
+    )
+    row = block * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    column = tl.arange(0, BLOCK_INPUTS)
+    line = matrix + row.to(tl.int64)[:, None] * INPUTS
+    valid = (row < rows)[:, None]
+    sums = tl.zeros([BLOCK_ROWS, BLOCK_INPUTS], tl.float32)
+    held = valid & (column < INPUTS)[None, :]
+    weights = tl.load(line + column[None, :], held, 0.0, eviction_policy="evict_first")
+    for first in range(0, INPUTS, BLOCK_INPUTS):
+        at = first + column
+        later = at + BLOCK_INPUTS
+        held = valid & (later < INPUTS)[None, :]
+        following = tl.load(line + later[None, :], held, 0.0, eviction_policy="evict_first")
+        inputs = tl.load(x + at, at < INPUTS, 0.0)
+        sums += weights.to(tl.float32) * inputs.to(tl.float32)[None, :]
+        weights = following
+    total = tl.sum(sums, 1)
+    if BIASED:
+        bias, _, _, _ = _matrix(
+            tl.program_id(0), bias_a, bias_b, bias_c, rows_a, rows_b, rows_c, BLOCK_ROWS
+        )
+        total += tl.load(bias + row, row < rows, 0.0).to(tl.float32)
+    tl.store(out + start + row, total.to(out.dtype.element_ty), row < rows)
+
+
+@triton.jit
+def _raised(words, magic, MASK: tl.constexpr):
+    """2^23 and the bits of MASK. ``magic``, no constant, makes it one instruction, not two."""
+    return ((words & MASK) | magic).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _dot_int8(words, x, at, inside, magic, WORDS: tl.constexpr):
+    """Of every word, sum of its signed bytes times their inputs."""
+    part = tl.zeros(words.shape, tl.float32)
+    shifted = words ^ tl.full([1, 1], -0x7F7F7F80, tl.int32)  # 0x80808080: each byte 128 more
+    for pair in tl.static_range(2):
+        moved = shifted if pair == 0 else shifted >> 16
+        even = tl.load(x + 2 * pair * WORDS + at, inside, 0.0)
+        odd = tl.load(x + (2 * pair + 1) * WORDS + at, inside, 0.0)
+        part += (_raised(moved, magic, 0xFF) - (8388608.0 + 128)) * even[None, :]
+        part += (_raised(moved, magic, 0xFF00) - (8388608.0 + 128 * 256)) * odd[None, :]
+    return part
+
+
+@triton.jit
+def _halves(pairs):
+    """Both float16 of each int32, widened."""
+    low = (pairs & 0xFFFF).to(tl.int16).to(tl.float16, bitcast=True)
+    high = (pairs >> 16).to(tl.int16).to(tl.float16, bitcast=True)
+    return low.to(tl.float32), high.to(tl.float32)
+
+
+@triton.jit
+def _scale_and_zero(both, FLOAT16: tl.constexpr):
+    """Of int4: the scale in 16 bits and, above it, the code that stands for 0, as float16."""
+    half = tl.float16 if FLOAT16 else tl.bfloat16
+    scale = (both & 0xFFFF).to(tl.int16).to(half, bitcast=True).to(tl.float32)
+    return scale, (both >> 16).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
+
+
+@triton.jit
+def _looked_up(table, code):
+    """The values of codes, as float32; ``table`` is that of ``table_of``."""
+    low = (tl.load(table + 32 * (code // 4)) >> (8 * (code % 4))) & 0xFF
+    high = (tl.load(table + 32 * (4 + code // 4)) >> (8 * (code % 4))) & 0xFF
+    return (low | high << 8).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
+
+
+@triton.jit
+def _interpreted_dot(word, scale, table, xa, xb, xc, xd, KIND: tl.constexpr):
+    """What the PTX of int4 and NF4 makes of one word, for the interpreter."""
+    part = tl.zeros(word.shape, tl.float32)
+    for pair in tl.static_range(4):
+        low, high = _halves(xa if pair == 0 else xb if pair == 1 else xc if pair == 2 else xd)
+        if KIND == "nf4":
+            first, second = (word >> (8 * pair)) & 15, (word >> (8 * pair + 4)) & 15
+            part += _looked_up(table, first) * low + _looked_up(table, second) * high
+        else:
+            _, zero = _scale_and_zero(scale, KIND == "int4 float16")
+            first, second = (word >> (4 * pair)) & 15, (word >> (4 * pair + 16)) & 15
+            part += (first.to(tl.float32) - zero) * low + (second.to(tl.float32) - zero) * high
+    if KIND == "nf4":
+        return scale * part
+    unit, _ = _scale_and_zero(scale, KIND == "int4 float16")
+    return unit * part
+
+
+@triton.jit
+def _four(values):
+    """[..., 4 M] → four of [..., M]: the first of each four neighbours, the second, and so on."""
+    if len(values.shape) == 1:
+        even, odd = tl.split(values.reshape([values.shape[0] // 4, 2, 2]))
+    else:
+        even, odd = tl.split(values.reshape([values.shape[0], values.shape[1] // 4, 2, 2]))
+    first, third = tl.split(even)
+    second, fourth = tl.split(odd)
+    return first, second, third, fourth
+
+
+@triton.jit
+def _scales_at(line, place, held, KIND: tl.constexpr, INTERPRETED: tl.constexpr):
+    """Scales [N, M] from ``line`` [N, 1] on, in the layout of what they multiply.
+
+    A load would have one of its own, in which Triton then computes.
+    """
+    if INTERPRETED:
+        scales = tl.load(line + place, held, 0)
+    elif KIND == "nf4":
+        scales = tl.inline_asm_elementwise(
+            "ld.global.nc.f32 $0, [$1];", "=f,l", [(line + tl.where(held, place, 0)).to(tl.int64)],
+            dtype=tl.float32, is_pure=True, pack=1,
+        )  # fmt: skip
+    else:
+        scales = tl.inline_asm_elementwise(
+            "ld.global.nc.b32 $0, [$1];", "=r,l", [(line + tl.where(held, place, 0)).to(tl.int64)],
+            dtype=tl.int32, is_pure=True, pack=1,
+        )  # fmt: skip
+    return scales
+
+
+@triton.jit
+def _code_rows(
+    x, a, b, c, scales_a, scales_b, scales_c, bias_a, bias_b, bias_c, table, out,
+    rows_a, rows_b, rows_c,
+    WORDS: tl.constexpr, GROUP: tl.constexpr, KIND: tl.constexpr, INTERPRETED: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr, BLOCK_WORDS: tl.constexpr, BIASED: tl.constexpr,
+    UNIT: tl.constexpr,
+):  # fmt: skip
+    """Products with 4-bit codes. GROUP is the words that share a scale, a multiple of four.
+
+    KIND is nf4, whose scales are float32, int4 float16 or int4 bfloat16.
+    """
+    program = tl.program_id(0)
+    matrix, rows, start, block = _matrix(program, a, b, c, rows_a, rows_b, rows_c, BLOCK_ROWS)
+    scales, _, _, _ = _matrix(
+        program, scales_a, scales_b, scales_c, rows_a, rows_b, rows_c, BLOCK_ROWS
+    )
+    row = block * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    valid = (row < rows)[:, None]
+    column, quad = tl.arange(0, BLOCK_WORDS), 4 * tl.arange(0, BLOCK_WORDS // 4)[None, :]
+    line = matrix + row.to(tl.int64)[:, None] * WORDS
+    scale_line = scales + tl.where(row < rows, row, 0).to(tl.int64)[:, None] * (WORDS // GROUP)
+    sums = tl.zeros([BLOCK_ROWS, BLOCK_WORDS // 4], tl.float32)
+    held = valid & (column < WORDS)[None, :]
+    words = tl.load(line + column[None, :], held, 0, eviction_policy="evict_first")
+    scale = _scales_at(scale_line, quad // GROUP, valid & (quad < WORDS), KIND, INTERPRETED)
+    if KIND == "nf4":
+        lane = tl.arange(0, BLOCK_WORDS // 4)[None, :] % 32
+        t0, t1 = tl.load(table + lane), tl.load(table + 32 + lane)
+        t2, t3 = tl.load(table + 64 + lane), tl.load(table + 96 + lane)
+        t4, t5 = tl.load(table + 128 + lane), tl.load(table + 160 + lane)
+        t6, t7 = tl.load(table + 192 + lane), tl.load(table + 224 + lane)
+    for first in range(0, WORDS, BLOCK_WORDS):
+        at = first + column
+        inside = at < WORDS
+        later, quad_later = at + BLOCK_WORDS, first + BLOCK_WORDS + quad
+        held = valid & (later < WORDS)[None, :]
+        following = tl.load(line + later[None, :], held, 0, eviction_policy="evict_first")
+        held_scale = valid & (quad_later < WORDS)
+        scale_later = _scales_at(scale_line, quad_later // GROUP, held_scale, KIND, INTERPRETED)
+        w0, w1, w2, w3 = _four(words)
+        a0, a1, a2, a3 = _four(tl.load(x + at, inside, 0))
+        b0, b1, b2, b3 = _four(tl.load(x + WORDS + at, inside, 0))
+        c0, c1, c2, c3 = _four(tl.load(x + 2 * WORDS + at, inside, 0))
+        d0, d1, d2, d3 = _four(tl.load(x + 3 * WORDS + at, inside, 0))
+        if INTERPRETED:
+            sums += _interpreted_dot(w0, scale, table, a0, b0, c0, d0, KIND)
+            sums += _interpreted_dot(w1, scale, table, a1, b1, c1, d1, KIND)
+            sums += _interpreted_dot(w2, scale, table, a2, b2, c2, d2, KIND)
+            sums += _interpreted_dot(w3, scale, table, a3, b3, c3, d3, KIND)
+        elif KIND == "nf4":
+            sums = tl.inline_asm_elementwise(
+                _TABLE_SUM, _FLOAT_SCALE,
+                [
+                    sums, w0, w1, w2, w3, scale,
+                    a0[None, :], b0[None, :], c0[None, :], d0[None, :],
+                    a1[None, :], b1[None, :], c1[None, :], d1[None, :],
+                    a2[None, :], b2[None, :], c2[None, :], d2[None, :],
+                    a3[None, :], b3[None, :], c3[None, :], d3[None, :],
+                    t0, t1, t2, t3, t4, t5, t6, t7,
+                ],
+                dtype=tl.float32, is_pure=True, pack=1,
+            )  # fmt: skip
+        else:
+            sums = tl.inline_asm_elementwise(
+                _INT4_FLOAT16 if KIND == "int4 float16" else _INT4_BFLOAT16, _PACKED_SCALE,
+                [
+                    sums, w0, w1, w2, w3, scale,
+                    a0[None, :], b0[None, :], c0[None, :], d0[None, :],
+                    a1[None, :], b1[None, :], c1[None, :], d1[None, :],
+                    a2[None, :], b2[None, :], c2[None, :], d2[None, :],
+                    a3[None, :], b3[None, :], c3[None, :], d3[None, :],
+                ],
+                dtype=tl.float32, is_pure=True, pack=1,
+            )  # fmt: skip
+        words, scale = following, scale_later
+    total = tl.sum(sums, 1) * UNIT
+    if BIASED:
+        bias, _, _, _ = _matrix(program, bias_a, bias_b, bias_c, rows_a, rows_b, rows_c, BLOCK_ROWS)
+        total += tl.load(bias + row, row < rows, 0.0).to(tl.float32)
+    tl.store(out + start + row, total.to(out.dtype.element_ty), row < rows)
+
+
+@triton.jit
+def _byte_rows(
+    x, a, b, c, scales_a, scales_b, scales_c, bias_a, bias_b, bias_c, out,
+    rows_a, rows_b, rows_c, magic,
+    WORDS: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_WORDS: tl.constexpr,
+    BIASED: tl.constexpr,
+):  # fmt: skip
+    """Products with signed bytes, of which each row has one float32 scale."""
+    program = tl.program_id(0)
+    matrix, rows, start, block = _matrix(program, a, b, c, rows_a, rows_b, rows_c, BLOCK_ROWS)
+    row = block * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    column = tl.arange(0, BLOCK_WORDS)
+    line = matrix + row.to(tl.int64)[:, None] * WORDS
+    valid = (row < rows)[:, None]
+    sums = tl.zeros([BLOCK_ROWS, BLOCK_WORDS], tl.float32)
+    held = valid & (column < WORDS)[None, :]
+    words = tl.load(line + column[None, :], held, 0, eviction_policy="evict_first")
+    for first in range(0, WORDS, BLOCK_WORDS):
+        at = first + column
+        later = at + BLOCK_WORDS
+        held = valid & (later < WORDS)[None, :]
+        following = tl.load(line + later[None, :], held, 0, eviction_policy="evict_first")
+        sums += _dot_int8(words, x, at, at < WORDS, magic, WORDS)
+        words = following
+    scales, _, _, _ = _matrix(
+        program, scales_a, scales_b, scales_c, rows_a, rows_b, rows_c, BLOCK_ROWS
+    )
+    total = tl.sum(sums, 1) * tl.load(scales + row, row < rows, 0.0)
+    if BIASED:
+        bias, _, _, _ = _matrix(program, bias_a, bias_b, bias_c, rows_a, rows_b, rows_c, BLOCK_ROWS)
+        total += tl.load(bias + row, row < rows, 0.0).to(tl.float32)
+    tl.store(out + start + row, total.to(out.dtype.element_ty), row < rows)
+
+
+@triton.jit
+def _attend_part(
+    query, keys, values, held, out, tops, weights, capacity, scale, window,
+    SHARING: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr,
+    COLUMNS: tl.constexpr, VALUE_COLUMNS: tl.constexpr, SLOTS: tl.constexpr, BLOCK: tl.constexpr,
+    WIDENED: tl.constexpr,
+):  # fmt: skip
+    """What ``SHARING`` queries of one key head get from SLOTS slots: sum, maximum, weight."""
+    head, part = tl.program_id(0), tl.program_id(1)
+    row, column = tl.arange(0, ROWS), tl.arange(0, COLUMNS)
+    value_column = tl.arange(0, VALUE_COLUMNS)
+    end = tl.load(held).to(tl.int32)
+    first = tl.maximum(end - window, 0) if window > 0 else 0
+    asked = tl.load(
+        query + (head * SHARING + row)[:, None] * WIDTH + column[None, :],
+        (row < SHARING)[:, None] & (column < WIDTH)[None, :],
+        0.0,
+    )
+    if WIDENED:
+        asked = asked.to(tl.float32)
+    top = tl.full([ROWS], float("-inf"), tl.float32)
+    weight = tl.zeros([ROWS], tl.float32)
+    total = tl.zeros([ROWS, VALUE_COLUMNS], tl.float32)
+    last = tl.minimum((part + 1) * SLOTS, end)
+    for offset in tl.static_range(0, SLOTS, BLOCK):
+        slot = part * SLOTS + offset + tl.arange(0, BLOCK)
+        seen = (slot < last) & (slot >= first)
+        line = head.to(tl.int64) * capacity + slot
+        key = tl.load(
+            keys + line[:, None] * WIDTH + column[None, :],
+            seen[:, None] & (column < WIDTH)[None, :],
+            0.0,
+        )
+        value = tl.load(
+            values + line[:, None] * VALUE_WIDTH + value_column[None, :],
+            seen[:, None] & (value_column < VALUE_WIDTH)[None, :],
+            0.0,
+        )
+        if WIDENED:
+            key, value = key.to(tl.float32), value.to(tl.float32)
+        scores = tl.dot(asked, tl.trans(key)) * (scale * 1.4426950408889634)
+        scores = tl.where(seen[None, :], scores, float("-inf"))
+        higher = tl.maximum(top, tl.max(scores, 1))
+        level = tl.where(higher == float("-inf"), 0.0, higher)
+        shares = tl.exp2(scores - level[:, None])
+        fade = tl.exp2(top - level)
+        weight = weight * fade + tl.sum(shares, 1)
+        total = total * fade[:, None] + tl.dot(shares.to(value.dtype), value)
+        top = higher
+    parts = tl.num_programs(1)
+    place = (head * SHARING + row) * parts + part
+    tl.store(tops + place, top, row < SHARING)
+    tl.store(weights + place, weight, row < SHARING)
+    tl.store(
+        out + place[:, None] * VALUE_WIDTH + value_column[None, :],
+        total,
+        (row < SHARING)[:, None] & (value_column < VALUE_WIDTH)[None, :],
+    )
+
+
+@triton.jit
+def _attend_whole(
+    parts, tops, weights, out, count,
+    VALUE_WIDTH: tl.constexpr, VALUE_COLUMNS: tl.constexpr, PARTS: tl.constexpr,
+):  # fmt: skip
+    """The parts of one query head, each weighted by its share of all exponentials."""
+    head = tl.program_id(0)
+    part, column = tl.arange(0, PARTS), tl.arange(0, VALUE_COLUMNS)
+    place = head * count + part
+    top = tl.load(tops + place, part < count, float("-inf"))
+    share = tl.exp2(top - tl.max(top, 0))
+    weight = tl.sum(share * tl.load(weights + place, part < count, 0.0), 0)
+    each = tl.load(
+        parts + place[:, None] * VALUE_WIDTH + column[None, :],
+        (part < count)[:, None] & (column < VALUE_WIDTH)[None, :],
+        0.0,
+    )
+    whole = tl.sum(each * share[:, None], 0) / weight
+    tl.store(
+        out + head * VALUE_WIDTH + column, whole.to(out.dtype.element_ty), column < VALUE_WIDTH
+    )
+
+
+@triton.jit
+def _unpack_int4(
+    words, scales, out, rows,
+    WORDS: tl.constexpr, GROUP: tl.constexpr, FLOAT16: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr, BLOCK_INPUTS: tl.constexpr,
+):  # fmt: skip
+    """The weights of 4-bit codes, row by row, in the type of their scales."""
+    row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)[:, None]
+    at = tl.program_id(1) * BLOCK_INPUTS + tl.arange(0, BLOCK_INPUTS)[None, :]
+    held = (row < rows) & (at < 8 * WORDS)
+    code = (tl.load(words + row * WORDS + at // 8, held, 0) >> (at % 8 * 4)) & 15
+    both = tl.load(scales + row * (WORDS // GROUP) + at // (8 * GROUP), held, 0)
+    unit, zero = _scale_and_zero(both, FLOAT16)
+    weights = (code.to(tl.float32) - zero) * unit
+    tl.store(out + row * (8 * WORDS) + at, weights.to(out.dtype.element_ty), held)
+
+
+# ---------------------------------------------------------------- launches
+
+_MANY_ROWS = 16_384
+"""From so many on a program of one warp is faster than one of two, on an H200 and for the shapes of
+Llama-3.1-8B: in between either is, by 5 %."""
+_RAISE = 0x4B000000
+"""The bits of 2^23."""
+
+
+_SHRUNK = 2.0**-6
+_LARGEST = 511.0
+"""Inputs of 4-bit codes are float16, so many times smaller: of 16 products none overflows then,
+where inputs are below 32,704, which is cut off. Smaller ones than 0.004 lose bits, as numbers that
+small beside others do."""
+
+
+def table_of(values: torch.Tensor) -> torch.Tensor:
+    """What 16 codes stand for, as ``linears_packed`` takes it: int32 [8, 32], as float16.
+
+    The lower bytes of four codes in each of four words, then the higher ones, for every lane of a
+    warp: from one word for all lanes ptxas would fetch each use anew.
+    """
+    halves = values.half().view(torch.uint8).view(16, 2).t().contiguous().view(-1)
+    return halves.view(torch.int32)[:, None].repeat(1, 32)
+
+
+def int8_fields_of(x: torch.Tensor) -> torch.Tensor:
+    """Inputs [K] as ``linears_packed`` takes them for int8: float32 [4, K / 4].
+
+    Of the fields that are 256 times as much where they are, a 256th.
+    """
+    fields = x.reshape(-1, 4).t().float()
+    return torch.stack((fields[::2], fields[1::2] / 256), 1).view(4, -1)
+
+
+def int4_fields_of(x: torch.Tensor) -> torch.Tensor:
+    """Inputs [K] as ``linears_packed`` takes them for int4: float16 [4, K / 8, 2].
+
+    The pairs are those of the fields in the two halves of a word.
+    """
+    return _shrunk(x).view(-1, 2, 4).permute(2, 0, 1).contiguous()
+
+
+def nf4_fields_of(x: torch.Tensor) -> torch.Tensor:
+    """Inputs [K] as ``linears_packed`` takes them for NF4: float16 [4, K / 8, 2].
+
+    The pairs are those of each byte, whose low half is the second.
+    """
+    return _shrunk(x).view(-1, 4, 2).flip(2).permute(1, 0, 2).contiguous()
+
+
+def _shrunk(x: torch.Tensor) -> torch.Tensor:
+    return (x.reshape(-1).float() * _SHRUNK).clamp(-_LARGEST, _LARGEST).half()
+
+
+@torch.library.custom_op(
+    "llmfit_gpu::linears_bf16",
+    mutates_args=(),
+    schema="(Tensor x, Tensor[] weights, Tensor[] biases) -> Tensor",
+)
+def linears_bf16(
+    x: torch.Tensor, weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor]
+) -> torch.Tensor:
+    """x [..., K] of one row times each of up to three matrices [N, K], side by side [..., ΣN]."""
+    inputs = x.shape[-1]
+    rows = [weight.shape[0] for weight in weights]
+    out = x.new_empty((*x.shape[:-1], sum(rows)))
+    block_rows, warps = (64 if INTERPRETED else 1), 8
+    _bf16_rows[(_programs(rows, block_rows),)](
+        x, *_three(weights), *_three(biases or weights), out, *_three_counts(rows),
+        INPUTS=inputs, BLOCK_ROWS=block_rows, BLOCK_INPUTS=256 * warps,
+        BIASED=bool(biases), num_warps=warps,
+    )  # fmt: skip
+    return out
+
+
+@linears_bf16.register_fake
+def _(
+    x: torch.Tensor, weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor]
+) -> torch.Tensor:
+    return x.new_empty((*x.shape[:-1], sum(weight.shape[0] for weight in weights)))
+
+
+@torch.library.custom_op(
+    "llmfit_gpu::linears_packed",
+    mutates_args=(),
+    schema=(
+        "(Tensor fields, Tensor[] words, Tensor[] scales, Tensor[] biases, Tensor? table, "
+        "str kind, int group, ScalarType dtype) -> Tensor"
+    ),
+)
+def linears_packed(
+    fields: torch.Tensor,
+    words: Sequence[torch.Tensor],
+    scales: Sequence[torch.Tensor],
+    biases: Sequence[torch.Tensor],
+    table: torch.Tensor | None,
+    kind: str,
+    group: int,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """``fields`` of one row times each of up to three packed matrices, side by side [ΣN].
+
+    ``words`` int32 [N, K / F]; ``kind`` and ``scales`` are those of ``_packed_rows``, and ``group``
+    the words that share a scale. ``table`` is that of ``table_of`` for NF4.
+    """
+    rows = [each.shape[0] for each in words]
+    out = fields.new_empty(sum(rows), dtype=dtype)
+    tensors = (*_three(words), *_three(scales), *_three(biases or scales))
+    width, biased = words[0].shape[1], bool(biases)
+    block_rows, warps = (64 if INTERPRETED else 4), 1 if sum(rows) >= _MANY_ROWS else 2
+    if kind == "int8":
+        _byte_rows[(_programs(rows, block_rows),)](
+            fields, *tensors, out, *_three_counts(rows), _RAISE, WORDS=width,
+            BLOCK_ROWS=block_rows, BLOCK_WORDS=128 * warps, BIASED=biased, num_warps=warps,
+        )  # fmt: skip
+        return out
+    _code_rows[(_programs(rows, block_rows),)](
+        fields.view(torch.int32), *tensors, fields if table is None else table, out,
+        *_three_counts(rows), WORDS=width, GROUP=group, KIND=kind, INTERPRETED=INTERPRETED,
+        BLOCK_ROWS=block_rows, BLOCK_WORDS=128 * warps, BIASED=biased, UNIT=1 / _SHRUNK,
+        num_warps=warps,
+    )  # fmt: skip
+    return out
+
+
+@linears_packed.register_fake
+def _(
+    fields: torch.Tensor,
+    words: Sequence[torch.Tensor],
+    scales: Sequence[torch.Tensor],
+    biases: Sequence[torch.Tensor],
+    table: torch.Tensor | None,
+    kind: str,
+    group: int,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    return fields.new_empty(sum(each.shape[0] for each in words), dtype=dtype)
+
+
+@torch.library.custom_op(
+    "llmfit_gpu::attend",
+    mutates_args=(),
+    schema=(
+        "(Tensor query, Tensor keys, Tensor values, Tensor held, float scale, int window) -> Tensor"
+    ),
+)
+def attend(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    held: torch.Tensor,
+    scale: float,
+    window: int,
+) -> torch.Tensor:
+    """Attention of one token a sequence over the first ``held`` slots of a KV buffer.
+
+    query [B, H, 1, D], keys [B, H_kv, capacity, D], values [B, H_kv, capacity, D_v] → [B, 1, H, D_v].
+    With ``window`` above 0 only that many of the last slots are seen. The slots are read in parts
+    by programs of their own, whose results a second kernel weighs.
+    """
+    batch, heads, _, width = query.shape
+    shared, capacity, value_width = keys.shape[1], keys.shape[2], values.shape[-1]
+    count = triton.cdiv(capacity, _SLOTS)
+    parts = query.new_empty((batch * heads, count, value_width), dtype=torch.float32)
+    tops = query.new_empty((2, batch * heads, count), dtype=torch.float32)
+    out = query.new_empty((batch, 1, heads, value_width))
+    columns, value_columns = _power_of_2(width), _power_of_2(value_width)
+    _attend_part[(batch * shared, count)](
+        query.contiguous(), keys, values, held, parts, tops[0], tops[1], capacity, scale, window,
+        SHARING=heads // shared, ROWS=_power_of_2(heads // shared), WIDTH=width,
+        VALUE_WIDTH=value_width, COLUMNS=columns, VALUE_COLUMNS=value_columns,
+        SLOTS=_SLOTS, BLOCK=_SLOTS, WIDENED=INTERPRETED, num_warps=4,
+    )  # fmt: skip
+    _attend_whole[(batch * heads,)](
+        parts, tops[0], tops[1], out, count,
+        VALUE_WIDTH=value_width, VALUE_COLUMNS=value_columns,
+        PARTS=triton.next_power_of_2(count), num_warps=4,
+    )  # fmt: skip
+    return out
+
+
+@attend.register_fake
+def _(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    held: torch.Tensor,
+    scale: float,
+    window: int,
+) -> torch.Tensor:
+    return query.new_empty((query.shape[0], 1, query.shape[1], values.shape[-1]))
+
+
+def unpack_int4(
+    words: torch.Tensor, scales: torch.Tensor, group: int, dtype: torch.dtype, *, float16: bool
+) -> torch.Tensor:
+    """The weights [N, K] that ``words`` int32 [N, K / 8] and ``scales`` [N, K / 8 / group] are.
+
+    ``float16`` where the scales are, else they are bfloat16.
+    """
+    rows, width = words.shape
+    out = words.new_empty((rows, 8 * width), dtype=dtype)
+    block_rows, block_inputs = 4, 512
+    _unpack_int4[(triton.cdiv(rows, block_rows), triton.cdiv(8 * width, block_inputs))](
+        words, scales, out, rows, WORDS=width, GROUP=group, FLOAT16=float16,
+        BLOCK_ROWS=block_rows, BLOCK_INPUTS=block_inputs,
+    )  # fmt: skip
+    return out
+
+
+_SLOTS = 64
+"""Slots of the KV buffer that a program attends to."""
+
+
+def _power_of_2(count: int) -> int:
+    """The least that a product of Triton's takes, from ``count`` on."""
+    return max(16, triton.next_power_of_2(count))
+
+
+def _three(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    return [*tensors, *[tensors[0]] * (MOST_MATRICES - len(tensors))]
+
+
+def _three_counts(rows: Sequence[int]) -> list[int]:
+    return [*rows, *[0] * (MOST_MATRICES - len(rows))]
+
+
+def _programs(rows: Sequence[int], block_rows: int) -> int:
+    return sum(triton.cdiv(count, block_rows) for count in rows)

@@ -1,0 +1,26 @@
+"""Whether the GPU's kernels, which Triton compiles as they are first run, can run here."""
+
+from __future__ import annotations
+
+import functools
+
+from llmfit.errors import first_line
+
+
+@functools.cache
+def why_no_gpu_kernels() -> str | None:
+    """None once ``torch.ops.llmfit_gpu`` can be called on the GPU; else why it cannot.
+
+    Triton is no part of PyTorch's builds for every system, and needs a C compiler. Tried once a
+    process, by one product.
+    """
+    import torch
+
+    try:
+        import llmfit.kernels.gpu  # noqa: F401
+
+        ones = torch.ones(1, 256, dtype=torch.bfloat16, device="cuda")
+        torch.ops.llmfit_gpu.linears_bf16(ones, [ones], [])
+    except (ImportError, RuntimeError, OSError) as exc:
+        return f"{type(exc).__name__}: {first_line(exc)}"
+    return None
