@@ -16,8 +16,10 @@ from __future__ import annotations
 import argparse
 import gc
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -41,11 +43,13 @@ from llmfit.errors import LlmfitError
 from llmfit.files import write_atomically
 from llmfit.measure import random_prompts
 from llmfit.planning.speed.work import bytes_per_step
-from llmfit.records import Device, Workload, read_record, to_json
+from llmfit.records import Device, Kernel, Workload, read_record, to_json
 
 BACKENDS = ("bf16", "sdpa", "compiled", "int8", "nf4", "gptq", "awq")
 _COPY_BYTES = 1 << 30
 _COPIES = 8
+_WARM_UP_TOKENS = 8
+"""In which steps are compiled and captured."""
 
 
 def main() -> None:
@@ -56,12 +60,6 @@ def main() -> None:
         return
     device = pick_device(args.device)
     workload = Workload(prompt_tokens=args.prompt_tokens, new_tokens=args.new_tokens)
-    rows = []
-    for backend in args.backends:
-        rows.append(run_row(backend, args, workload, device))
-        gc.collect()
-        if device == "cuda":
-            torch.cuda.empty_cache()
     result = Result(
         workload=workload,
         settings={
@@ -71,13 +69,18 @@ def main() -> None:
             "seed": args.seed,
             "copy_bytes_per_s": copy_bandwidth(device),
         },
-        rows=tuple(rows),
+        rows=(),
         environment=environment(),
     )
+    for backend in args.backends:
+        result = replace(result, rows=(*result.rows, run_row(backend, args, workload, device)))
+        if args.out is not None:  # what is measured is kept, whatever happens to a later row
+            write_atomically(args.out, to_json(result) + "\n")
+        gc.collect()
+        if device == "cuda":
+            torch.cuda.empty_cache()
     print_result(result)
     print(f"\na copy on the device moves {result.settings['copy_bytes_per_s'] / 1e9:.0f} GB/s")
-    if args.out is not None:
-        write_atomically(args.out, to_json(result) + "\n")
 
 
 def run_row(backend: str, args: argparse.Namespace, workload: Workload, device: Device) -> Row:
@@ -105,21 +108,32 @@ def _race(deployer: Deployer, args: argparse.Namespace, workload: Workload, devi
     prompt = random_prompts(workload, loaded.vocab_size, args.seed)[0]
     keep = device == "cuda" or backend == "compiled"
     ours = Ours(loaded, prompt, workload.new_tokens, device, keep=keep)
+    model: Any = loaded.model  # type: ignore[attr-defined]
     turns = (
-        generate_turn(loaded.model, prompt, workload.new_tokens, device),  # type: ignore[attr-defined]
+        generate_turn(model, prompt, workload.new_tokens, device),
         bandwidth_turn(device),
         ours.decode,
     )
-    raced = race(turns, args.rounds, backend)
+    few = min(_WARM_UP_TOKENS, workload.new_tokens)
+    warm_up = (generate_turn(model, prompt, few, device), partial(ours.decode, few))
+    raced = race(turns, args.rounds, backend, warm_up=warm_up)
     kernel = deployer.info.kernel
     return row_of(
         raced,
         bytes_per_token=bytes_per_step(deployer.plan.model, backend, workload, device=device),
         model=args.model,
         backend=backend,
-        kernel=kernel.step or kernel.linear,
+        kernel=_kernel_name(kernel),
         notes=deployer.info.notes + ours.notes,
     )
+
+
+def _kernel_name(kernel: Kernel) -> str:
+    """The step's kernels with those of the layers that they do not run."""
+    if kernel.step is None or kernel.linear in ("Linear", "Linear (torch.compile)"):
+        return kernel.step or kernel.linear
+    own = {"Linear4bit": "NF4", "Linear8bitLt": "int8"}.get(kernel.linear)
+    return kernel.step if own and own in kernel.step else f"{kernel.linear} + {kernel.step}"
 
 
 def copy_bandwidth(device: Device) -> float:

@@ -96,15 +96,16 @@ class Ours:
         """What the decoder that was kept tells of itself."""
         return () if self._kept is None else self._kept.notes
 
-    def decode(self) -> Mapping[str, float]:
-        """A turn."""
+    def decode(self, new_tokens: int | None = None) -> Mapping[str, float]:
+        """A turn, of fewer new tokens where they are given."""
+        steps = (new_tokens or self._new_tokens) - 1
         with self._prefilled() as decoder:
             marks = Marks(self._device)
             marks.mark()
-            for _ in range(self._new_tokens - 1):
+            for _ in range(steps):
                 decoder.step()
             marks.mark()
-            return {OURS: (self._new_tokens - 1) / sum(marks.seconds())}
+            return {OURS: steps / sum(marks.seconds())}
 
     def decode_and_read(self, reader: MemoryReader, bytes_per_token: int) -> Mapping[str, float]:
         """A turn in which reading about as many bytes from memory follows each step."""
@@ -202,11 +203,17 @@ def add_options(
     parser.add_argument("--out", type=Path, help="write all figures to this JSON file")
 
 
-def race(turns: Sequence[Turn], rounds: int, label: str) -> dict[str, Sampled]:
-    """``rounds`` turns of each party, one after the other, after one that is not counted."""
+def race(
+    turns: Sequence[Turn], rounds: int, label: str, *, warm_up: Sequence[Turn] | None = None
+) -> dict[str, Sampled]:
+    """``rounds`` turns of each party, one after the other.
+
+    Before them come those of ``warm_up``, or one of each party, which are not counted.
+    """
     rates: dict[str, list[float]] = {}
+    first = turns if warm_up is None else warm_up
     for index in range(-1, rounds):
-        for turn in turns:
+        for turn in turns if index >= 0 else first:
             gc.collect()
             for name, rate in turn().items():
                 if index >= 0:

@@ -4,9 +4,9 @@
       ─► equal to plain torch? ─► seconds of a step (one CUDA graph) and of a prompt
       ─► the kernel with which the workload takes least
 
-A kernel is chosen by its backend's name in GPTQModel, or is llmfit's (``_packed_int4``) or PyTorch's
-own (``_tinygemm``), which are made from the layers of plain torch operations. All is in the record:
-``kernel.trial_s``.
+A kernel is chosen by its backend's name in GPTQModel, or is llmfit's (``_packed_int4``) or
+PyTorch's own (``_tinygemm``), which are made from the layers of plain torch operations. All is in
+the record: ``kernel.trial_s``.
 """
 
 from __future__ import annotations

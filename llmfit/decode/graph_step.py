@@ -267,7 +267,8 @@ class CapturedStep:
 def why_not_captured(model: nn.Module, linears: StepLinears) -> str | None:
     """The kernel that keeps a step of ``model`` from being a CUDA graph; None where none is known.
 
-    ``linears`` run their layers instead of the library. A capture that fails half-way leaves PyTorch's state behind, so it is not tried in vain.
+    ``linears`` run their layers instead of the library. A capture that fails half-way leaves
+    PyTorch's state behind, so it is not tried in vain.
     """
     for module in model.modules():
         if type(module).__name__ != "Linear8bitLt" or linears.runs(module):

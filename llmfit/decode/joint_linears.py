@@ -41,6 +41,7 @@ class JoinLinears(CustomGraphPass):  # type: ignore[misc]
             for start in range(0, len(nodes), most):
                 if len(joined := nodes[start : start + most]) > 1:
                     _join(graph, joined)
+        graph.eliminate_dead_code()  # the inputs of all but the first, in a form of their own
 
     def uuid(self) -> Any:
         """Part of the key by which inductor keeps what it compiled."""
@@ -102,7 +103,7 @@ def _join(graph: fx.Graph, nodes: Sequence[fx.Node]) -> None:
     """Put one product, of which ``nodes`` are slices, where the first of them is."""
     with graph.inserting_before(nodes[0]):
         joint = graph.call_function(*_joint_call(nodes))
-        # By these, which only traced nodes have, inductor lays inputs out as the operator wants them.
+        # By these, which only traced nodes have, inductor lays inputs out as an operator wants.
         joint.meta["eager_input_vals"] = (fx.map_arg(joint.args, lambda each: each.meta["val"]), {})
         start = 0
         for node in nodes:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from statistics import median
 from typing import Any
 
@@ -148,7 +149,8 @@ class _Trial:
 
 
 def _device_of(layer: nn.Module) -> Device:
-    return "cuda" if next(layer.parameters()).device.type == "cuda" else "cpu"
+    tensor = next(chain(layer.parameters(), layer.buffers()))
+    return "cuda" if tensor.device.type == "cuda" else "cpu"
 
 
 def _shape(layer: Any) -> tuple[object, ...]:
@@ -186,8 +188,8 @@ def _try(layers: list[nn.Module], *, own: bool) -> _Trial:
 
 
 def _input_type(layer: Any) -> torch.dtype:
-    """What the layer computes in: that of its weights, bfloat16 where they are integers."""
-    dtype: torch.dtype = layer.weight.dtype
+    """What the layer computes in: that of its weights, bfloat16 where they are packed."""
+    dtype = getattr(getattr(layer, "weight", None), "dtype", torch.uint8)
     return dtype if dtype.is_floating_point else torch.bfloat16
 
 

@@ -15,17 +15,22 @@ Every program sums whole rows, always in the same order. Matrices of the same in
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 
 import torch
 import triton
 import triton.language as tl
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)
-"""True where Triton's interpreter runs the kernels, which knows neither instructions of NVIDIA's nor
+"""True where Triton's interpreter runs the kernels, which knows no instructions of NVIDIA's, and no
 products of bfloat16 matrices."""
 MOST_MATRICES = 3
 """Products that one launch makes."""
+
+
+def _named(names: Mapping[str, str], found: re.Match[str]) -> str:
+    return names[found[0]]
 
 
 def _sum_of_words(start: str, each: str, scale: str) -> tl.constexpr:
@@ -43,7 +48,7 @@ def _sum_of_words(start: str, each: str, scale: str) -> tl.constexpr:
     for word in range(4):
         names = {"W": f"${2 + word}", "ACC": f"acc{word // 2}"}
         names |= {name: f"${7 + 4 * word + pair}" for pair, name in enumerate("ABCD")}
-        lines.append(re.sub(r"\b(W|ACC|A|B|C|D)\b", lambda name: names[name[0]], each))
+        lines.append(re.sub(r"\b(W|ACC|A|B|C|D)\b", partial(_named, names), each))
     lines.append("mov.b32 {lo, hi}, acc0; cvt.f32.f16 f, lo; cvt.f32.f16 g, hi; add.f32 f, f, g;")
     lines.append("mov.b32 {lo, hi}, acc1; cvt.f32.f16 g, lo; add.f32 f, f, g;")
     lines.append(f"cvt.f32.f16 g, hi; add.f32 f, f, g; {scale} fma.rn.f32 $0, scale, f, $1; }}")
@@ -609,7 +614,8 @@ def attend(
 ) -> torch.Tensor:
     """Attention of one token a sequence over the first ``held`` slots of a KV buffer.
 
-    query [B, H, 1, D], keys [B, H_kv, capacity, D], values [B, H_kv, capacity, D_v] → [B, 1, H, D_v].
+    query [B, H, 1, D], keys [B, H_kv, capacity, D], values [B, H_kv, capacity, D_v] →
+    [B, 1, H, D_v].
     With ``window`` above 0 only that many of the last slots are seen. The slots are read in parts
     by programs of their own, whose results a second kernel weighs.
     """

@@ -227,13 +227,13 @@ def main(descriptor: int, modules: Sequence[str]) -> None:
     # torch.cuda.is_available() would open the driver, whose state no fork can use.
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
     gc.disable()  # next to nothing of what imports make is garbage, and looking takes a second
-    for name in modules:
+    for index, name in enumerate(modules):
         with suppress(ImportError):
             import_module(name)
+        if _gpu_is_open():
+            _start_again(descriptor, modules[:index])
     gc.freeze()  # nor need a worker's collector look at it, and copy its pages
     gc.enable()
-    if _gpu_is_open():
-        return  # to the parent this is the end of the server: it starts each worker itself
     pages = library_pages()
     die_with_parent(False)  # from here on the socket tells, and a worker is not to be left behind
     with socket.socket(fileno=descriptor) as parent:
@@ -256,14 +256,25 @@ def main(descriptor: int, modules: Sequence[str]) -> None:
             parent.sendall(b"%d\n" % code)
 
 
+def _start_again(descriptor: int, modules: Sequence[str]) -> NoReturn:
+    """Be the same process anew, which imports no more than ``modules``.
+
+    Where nothing is left of them it ends, and the parent starts each worker itself.
+    """
+    if not modules:
+        os._exit(0)
+    command = [sys.executable, "-m", "llmfit.runner.forkserver", str(descriptor), *modules]
+    os.execv(sys.executable, command)
+
+
 def _gpu_is_open() -> bool:
-    """True where an import has opened the GPU's driver, which no fork could use then."""
-    torch = sys.modules.get("torch")
-    if torch is None:
+    """True where an import has opened the GPU's driver, as torchao's does: no fork could use it."""
+    asks = getattr(getattr(sys.modules.get("torch"), "_C", None), "_cuda_isInBadFork", None)
+    if asks is None:  # a build for CPUs
         return False
     pid = os.fork()
     if pid == 0:
-        os._exit(int(torch._C._cuda_isInBadFork()) if hasattr(torch._C, "_cuda_isInBadFork") else 0)
+        os._exit(int(asks()))
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 1
 
 

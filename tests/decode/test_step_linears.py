@@ -10,7 +10,7 @@ from torch import nn
 
 from llmfit.backends._hf import HfModel
 from llmfit.backends.registry import get_backend
-from llmfit.decode import step_linears
+from llmfit.decode import step_kernels, step_linears
 from llmfit.decode.step_linears import StepLinears, choose_step_linears
 from llmfit.kernels.build import find_compiler
 from llmfit.measure import fit_workload
@@ -122,11 +122,11 @@ def test_without_own_kernels_only_pytorchs_are_tried() -> None:
 def test_a_kernel_with_other_results_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that is off by a hundredth is named in a note, and the library's runs."""
 
-    def wrong(layer: nn.Linear) -> step_linears.Forward:
+    def wrong(layer: nn.Linear) -> step_kernels.Forward:
         return lambda x: nn.functional.linear(x, layer.weight, layer.bias) * 1.01
 
-    kernel = step_linears._Kernel("llmfit bf16", wrong)
-    monkeypatch.setitem(step_linears._KERNELS, "Linear", (kernel,))
+    kernel = step_kernels.StepKernel("llmfit bf16", wrong)
+    monkeypatch.setitem(step_kernels._ON_CPU, "Linear", (kernel,))
     chosen = choose_step_linears(Two())
     assert "llmfit bf16" not in str(chosen.kernel)
     assert any("results differ: llmfit bf16" in note for note in chosen.notes)
