@@ -112,10 +112,9 @@ class _Trial:
         rows = self.plan.workload.prompt_tokens
         prompt = [partial(layer, x) for layer, x in _inputs(layers, rows, device, self.dtype)]
         run, why_not = _captured(partial(_run, step), device)
-        if why_not is not None:
-            self.notes.append(f"{name} cannot be captured in a CUDA graph: {why_not}")
-            if self.step_s:  # the reference is kept for want of another
-                return
+        if why_not is not None and self.step_s:  # the reference is kept for want of another
+            self.notes.append(f"{name} not used: it cannot be captured in a CUDA graph: {why_not}")
+            return
         step_s, prompt_s = _seconds(run, device), _seconds(partial(_run, prompt), device)
         self.step_s[name], self.prompt_s[name] = self.scale * step_s, self.scale * prompt_s
 

@@ -18,6 +18,7 @@ pytest.importorskip("gptqmodel")
 from llmfit.backends import _int4_trial as trial_of
 from llmfit.backends._gptqmodel import GptqModelBackend, quantized_share
 from llmfit.backends._hf import linear_kernel
+from llmfit.backends._packed_int4 import to_packed_int4
 from llmfit.backends._synthetic import random_causal_lm
 from llmfit.backends._tinygemm import to_tinygemm
 from llmfit.backends.registry import get_backend
@@ -98,6 +99,23 @@ def test_tinygemm_holds_the_same_weights(method: str, plan: Plan) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
+def test_llmfits_layer_holds_the_same_weights(method: str, plan: Plan) -> None:
+    """Its words and scales, taken apart here, are GPTQModel's weights within their rounding."""
+    layers: list[Any] = trial_of.int4_layers(plain_model(method, plan))
+    for layer in layers[:7]:
+        made: Any = to_packed_int4(layer)
+        codes = made.words[:, :, None] >> torch.arange(0, 32, 4) & 15
+        halves = made.scales_and_zeros.view(torch.int16).view(layer.out_features, -1, 2)
+        scales = halves[..., 0].contiguous().view(layer.scales.dtype).float()
+        zeros = halves[..., 1].contiguous().view(torch.float16).float()
+        grouped = codes.float().view(layer.out_features, -1, 128) - zeros[..., None]
+        weights = (grouped * scales[..., None]).view(layer.out_features, -1)
+        with torch.inference_mode():
+            expected = layer(torch.eye(layer.in_features).bfloat16()).float().t()
+        torch.testing.assert_close(weights, expected, rtol=2**-7, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_the_fastest_of_equal_kernels_is_taken(method: str, plan: Plan) -> None:
     """Times of step and prompt are in the record; what cannot run here is a note."""
     names = (trial_of.TINYGEMM, ATEN[method], "marlin")
@@ -165,8 +183,9 @@ def test_the_workload_decides(plan: Plan) -> None:
 
 
 def test_activation_order_is_refused(plan: Plan) -> None:
-    """tinygemm's groups are neighbours."""
+    """The groups of both are neighbours."""
     layer: Any = trial_of.int4_layers(plain_model("gptq", plan))[0]
     layer.g_idx = layer.g_idx.flip(0)
-    with pytest.raises(ValueError, match="activation order"):
-        to_tinygemm(layer)
+    for make in (to_tinygemm, to_packed_int4):
+        with pytest.raises(ValueError, match="activation order"):
+            make(layer)

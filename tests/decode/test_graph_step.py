@@ -12,8 +12,14 @@ from llmfit.backends._hf import HfModel
 from llmfit.backends.registry import get_backend
 from llmfit.decode.base import Sampling
 from llmfit.decode.cache import StaticKVCache
-from llmfit.decode.graph_step import ATTENTION, CapturedStep, FixedStep, why_not_captured
-from llmfit.decode.step_linears import choose_step_linears
+from llmfit.decode.graph_step import (
+    ATTENTION,
+    CapturedStep,
+    CompiledWhereItCan,
+    FixedStep,
+    why_not_captured,
+)
+from llmfit.decode.step_linears import StepLinears, choose_step_linears
 from llmfit.decode.torch_decoder import TorchDecoder
 from llmfit.kernels.build import find_compiler
 from llmfit.records import ModelSpec, Plan
@@ -71,14 +77,21 @@ def test_logits_are_those_of_whole_passes(kind: type, config: type, changes: Any
     decoder.close()
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_an_untraced_fixed_step_is_that_of_whole_passes(attention: str) -> None:
-    """What a CUDA graph records, run as it is: constant shapes, all that is not held masked."""
+@pytest.mark.parametrize(
+    ("attention", "adds"), [("eager", False), ("eager", True), ("sdpa", False)]
+)
+def test_an_untraced_fixed_step_is_that_of_whole_passes(attention: str, adds: bool) -> None:
+    """What a CUDA graph records, run as it is: constant shapes, all that is not held masked.
+
+    Eager attention's mask is transformers', or on a GPU a sum that asks nothing of the host.
+    """
     model = make(LlamaForCausalLM, LlamaConfig).float()
     model.set_attn_implementation(attention)
     cache = StaticKVCache(2, 40, torch.device("cpu"))
     ids, fed = torch.zeros((1, 1), dtype=torch.int64), [5, 190, 33]
     step = FixedStep(model, cache, ids, slots=None, padding=None)
+    assert not step._adds  # on a CPU nothing is captured
+    step._adds = adds
     with torch.inference_mode():
         model(torch.tensor([PROMPT]), past_key_values=cache, use_cache=True)
         cache.fix()
@@ -136,12 +149,51 @@ def test_a_kernel_that_cannot_be_captured_is_named(embedded: ModelSpec) -> None:
             Plan(backend=backend, model=embedded, device="cpu", threads=1)
         ) as loaded:
             assert isinstance(loaded, HfModel)
-            reasons[backend] = why_not_captured(loaded.model)
+            reasons[backend] = why_not_captured(loaded.model, StepLinears())
+            layers = [
+                each for each in loaded.model.modules() if "Linear8bit" in type(each).__name__
+            ]
+            own = StepLinears(dict.fromkeys(layers, lambda x: x))
+            assert why_not_captured(loaded.model, own) is None  # it asks nothing
     assert reasons["nf4"] is None
     assert reasons["int8"] is not None and "Linear8bitLt" in reasons["int8"]
     cache = StaticKVCache(1, 8, torch.device("cpu"))
     step = CapturedStep(lambda: torch.ones(1), cache, why_not=reasons["int8"])
     assert step().item() == 1 and step.why_not == reasons["int8"]
+
+
+def test_a_step_that_cannot_be_compiled_runs_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the same linear kernels, and with the reason; the layers are given back."""
+    model = make(LlamaForCausalLM, LlamaConfig)
+    rows = []
+
+    def head(x: torch.Tensor) -> torch.Tensor:
+        torch._dynamo.graph_break()
+        return torch.nn.functional.linear(x, model.lm_head.weight)
+
+    def projected(x: torch.Tensor) -> torch.Tensor:
+        rows.append(x.shape[1])
+        return torch.nn.functional.linear(x, layer.weight)
+
+    layer = model.model.layers[0].mlp.up_proj
+    logits = {}
+    for breaks in (False, True):
+        if breaks:
+            monkeypatch.setattr(model.lm_head, "forward", head)
+        cache = StaticKVCache(2, 40, torch.device("cpu"))
+        ids = torch.full((1, 1), 7)
+        with torch.inference_mode():
+            model(torch.tensor([PROMPT]), past_key_values=cache, use_cache=True)
+            cache.fix()
+            rows.clear()
+            step = FixedStep(model, cache, ids, slots=None, padding=None)
+            tried = CompiledWhereItCan(step, StepLinears({layer: projected}))
+            logits[breaks] = tried()
+        assert "forward" not in vars(layer)
+        assert (tried.why_not is not None) == breaks
+        assert int(cache.position) == len(PROMPT) + 1
+    assert "torch.compile cannot make the decode step" in str(tried.why_not) and rows == [1]
+    torch.testing.assert_close(logits[True], logits[False], atol=0.05, rtol=0.05)
 
 
 def test_a_second_prompt_and_sampling_use_the_same_graph() -> None:

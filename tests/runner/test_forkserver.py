@@ -198,3 +198,22 @@ def test_the_server_starts_no_thread_of_pytorchs() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_a_server_starts_again_without_what_opens_the_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No fork could use the GPU then. A module stands for one that opens it, as torchao is."""
+    (tmp_path / "opens_the_gpu.py").write_text(
+        "import torch\ntorch._C._cuda_isInBadFork = lambda: True\n"
+    )
+    monkeypatch.setattr(
+        "llmfit.runner.forkserver.PRELOADED", ("torch", "json", "opens_the_gpu", "transformers")
+    )
+    paths = [str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    with ForkServer(environment, scoring=False) as server:
+        machine = probe_environment(server=server)
+        (process,) = servers()
+        assert process.cmdline()[-2:] == ["torch", "json"]
+    assert machine.packages["torch"] == probe_environment().packages["torch"]

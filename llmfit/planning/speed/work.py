@@ -74,7 +74,7 @@ def bytes_per_step(
     )
     if weights is None:
         return None
-    context = _step_context(backend, workload)
+    context = _step_context(workload)
     return weights + kv_read_bytes(spec, context, workload.batch, backend, kv_cache_dtype)
 
 
@@ -91,7 +91,7 @@ def decode_work(
     shape, batch = spec.shape, workload.batch
     if read is None or shape is None:
         return None
-    context = _step_context(backend, workload)
+    context = _step_context(workload)
     expanded = context if _expands_latents(backend) else 1
     flops = _layer_flops(shape, context, expanded=expanded) + 2.0 * shape.head.parameters
     detour = _unpacking_bytes(shape, backend, tokens=batch)
@@ -146,10 +146,8 @@ def prefill_work(
     )
 
 
-def _step_context(backend: str, workload: Workload) -> int:
-    """Tokens that the mean decode step attends to; a compiled step reads the whole buffer."""
-    if backend == "compiled":
-        return workload.prompt_tokens + workload.new_tokens
+def _step_context(workload: Workload) -> int:
+    """Tokens that the mean decode step attends to."""
     return workload.prompt_tokens + workload.new_tokens // 2
 
 
