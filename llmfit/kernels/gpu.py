@@ -1,101 +1,30 @@
-"""Kernels of a decode step of one sequence on a GPU, in Triton: products of one row, attention.
+"""Products of one row of inputs with a matrix on a GPU, in Triton, for decode steps.
 
-    x [1, K] ─► fields float32 [F, K / F]: the inputs of one field of all words side by side
-    words int32 [N, K / F] ─► fields ─► float32 ─► sums over K ─► [1, N]
+    x [1, K] ─► fields [F, K / F]: the inputs of one field of all words side by side
+    words int32 [N, K / F] ─► fields ─► sums over K ─► [1, N]
 
 A product of one row reads each weight once, and is bound by that if what is done with a weight
-takes no longer: on a GPU of 2024 some three instructions for one of 4 bits. An integer becomes a
-float32 by setting the bits of 2^23 above it and subtracting 2^23, where it is in its word: the
-input of its field is scaled instead. An NF4 code is looked up by a shuffle among the lanes of a
-warp, each of which holds a value of the table.
+takes no longer: on a GPU of 2024 some three instructions for one of 4 bits (``gpu_ptx``). A byte
+becomes a float32 by setting the bits of 2^23 above it and subtracting 2^23, where it is in its
+word: the input of its field is scaled instead.
 
 Every program sums whole rows, always in the same order. Matrices of the same inputs are one launch.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Sequence
 
 import torch
 import triton
 import triton.language as tl
 
+from llmfit.kernels.gpu_ptx import FLOAT_SCALE, INT4_BFLOAT16, INT4_FLOAT16, PACKED_SCALE, TABLE
+
 INTERPRETED = bool(triton.knobs.runtime.interpret)
-"""True where Triton's interpreter runs the kernels, which knows no instructions of NVIDIA's, and no
-products of bfloat16 matrices."""
+"""True where Triton's interpreter runs the kernels, which knows no instructions of NVIDIA's."""
 MOST_MATRICES = 3
 """Products that one launch makes."""
-
-
-def _named(names: Mapping[str, str], found: re.Match[str]) -> str:
-    return names[found[0]]
-
-
-def _sum_of_words(start: str, each: str, scale: str) -> tl.constexpr:
-    """PTX that adds, to a sum, the products of four words of one scale.
-
-    $0 is the sum that results, $1 that before, $2 to $5 are the words and $6 the scale; from $7 on
-    come the four pairs of inputs of each word. ``each`` multiplies word W by pairs A to D into the
-    half2 ACC.
-    """
-    lines = [
-        "{ .reg .b32 t, u, m, h, l, k, p, c1, c2, acc0, acc1; .reg .b16 s, z, lo, hi;",
-        ".reg .f32 f, g, scale; mov.b32 acc0, 0; mov.b32 acc1, 0;",
-        start,
-    ]
-    for word in range(4):
-        names = {"W": f"${2 + word}", "ACC": f"acc{word // 2}"}
-        names |= {name: f"${7 + 4 * word + pair}" for pair, name in enumerate("ABCD")}
-        lines.append(re.sub(r"\b(W|ACC|A|B|C|D)\b", partial(_named, names), each))
-    lines.append("mov.b32 {lo, hi}, acc0; cvt.f32.f16 f, lo; cvt.f32.f16 g, hi; add.f32 f, f, g;")
-    lines.append("mov.b32 {lo, hi}, acc1; cvt.f32.f16 g, lo; add.f32 f, f, g;")
-    lines.append(f"cvt.f32.f16 g, hi; add.f32 f, f, g; {scale} fma.rn.f32 $0, scale, f, $1; }}")
-    return tl.constexpr("\n".join(lines))
-
-
-_INT4_PAIRS = (
-    "lop3.b32 t, W, 0x000f000f, 0x64006400, 0xea; add.rn.f16x2 t, t, c1;"
-    "fma.rn.f16x2 ACC, t, A, ACC;"
-    "lop3.b32 t, W, 0x00f000f0, 0x64006400, 0xea; fma.rn.f16x2 t, t, k, c2;"
-    "fma.rn.f16x2 ACC, t, B, ACC; shr.u32 u, W, 8;"
-    "lop3.b32 t, u, 0x000f000f, 0x64006400, 0xea; add.rn.f16x2 t, t, c1;"
-    "fma.rn.f16x2 ACC, t, C, ACC;"
-    "lop3.b32 t, u, 0x00f000f0, 0x64006400, 0xea; fma.rn.f16x2 t, t, k, c2;"
-    "fma.rn.f16x2 ACC, t, D, ACC;"
-)
-"""A code under the bits of 1024 is that much more in float16, and 16 times the code where it is one
-place higher. The zero goes with it, so that what is left are whole numbers, exactly."""
-_INT4_START = (
-    "mov.b32 {s, z}, $6; mov.b32 t, {z, z}; mov.b32 k, 0x2c002c00;"  # 1/16
-    "mov.b32 p, 0xbc00bc00; mov.b32 u, 0xe400e400; fma.rn.f16x2 c1, t, p, u;"  # -z - 1024
-    "mov.b32 u, 0xd400d400; fma.rn.f16x2 c2, t, p, u;"  # -z - 64
-)
-_INT4_FLOAT16 = _sum_of_words(_INT4_START, _INT4_PAIRS, "cvt.f32.f16 scale, s;")
-_INT4_BFLOAT16 = _sum_of_words(_INT4_START, _INT4_PAIRS, "shl.b32 t, $6, 16; mov.b32 scale, t;")
-_LOOK_UP_FOUR = "".join(
-    f"prmt.b32 {made}, ${first}, ${first + 1}, m; prmt.b32 p, ${first + 2}, ${first + 3}, m;"
-    f"lop3.b32 {made}, k, p, {made}, 0xca;"
-    for made, first in (("l", 23), ("h", 27))
-)
-"""The low and the high bytes of the float16 values of four codes: of each code's lower three bits
-in either half of the table, of which its highest bit, in k, takes one."""
-_TABLE_PAIRS = (
-    "and.b32 m, W, 0x77777777; shr.u32 t, W, 3; and.b32 t, t, 0x11111111;"
-    "prmt.b32 k, 0xff00, 0, t;"
-    + _LOOK_UP_FOUR
-    + "prmt.b32 p, l, h, 0x5140; fma.rn.f16x2 ACC, p, A, ACC;"
-    "prmt.b32 p, l, h, 0x7362; fma.rn.f16x2 ACC, p, B, ACC;"
-    "shr.u32 m, m, 16; shr.u32 t, t, 16;"
-    "prmt.b32 k, 0xff00, 0, t;"
-    + _LOOK_UP_FOUR
-    + "prmt.b32 p, l, h, 0x5140; fma.rn.f16x2 ACC, p, C, ACC;"
-    "prmt.b32 p, l, h, 0x7362; fma.rn.f16x2 ACC, p, D, ACC;"
-)
-_TABLE_SUM = _sum_of_words("", _TABLE_PAIRS, "mov.f32 scale, $6;")
-_FLOAT_SCALE = tl.constexpr("=f,f,r,r,r,r,f" + ",r" * 24)
-_PACKED_SCALE = tl.constexpr("=f,f,r,r,r,r,r" + ",r" * 16)
 
 
 @triton.jit
@@ -292,7 +221,7 @@ def _code_rows(
             sums += _interpreted_dot(w3, scale, table, a3, b3, c3, d3, KIND)
         elif KIND == "nf4":
             sums = tl.inline_asm_elementwise(
-                _TABLE_SUM, _FLOAT_SCALE,
+                TABLE, FLOAT_SCALE,
                 [
                     sums, w0, w1, w2, w3, scale,
                     a0[None, :], b0[None, :], c0[None, :], d0[None, :],
@@ -305,7 +234,7 @@ def _code_rows(
             )  # fmt: skip
         else:
             sums = tl.inline_asm_elementwise(
-                _INT4_FLOAT16 if KIND == "int4 float16" else _INT4_BFLOAT16, _PACKED_SCALE,
+                INT4_FLOAT16 if KIND == "int4 float16" else INT4_BFLOAT16, PACKED_SCALE,
                 [
                     sums, w0, w1, w2, w3, scale,
                     a0[None, :], b0[None, :], c0[None, :], d0[None, :],
@@ -355,89 +284,6 @@ def _byte_rows(
         bias, _, _, _ = _matrix(program, bias_a, bias_b, bias_c, rows_a, rows_b, rows_c, BLOCK_ROWS)
         total += tl.load(bias + row, row < rows, 0.0).to(tl.float32)
     tl.store(out + start + row, total.to(out.dtype.element_ty), row < rows)
-
-
-@triton.jit
-def _attend_part(
-    query, keys, values, held, out, tops, weights, capacity, scale, window,
-    SHARING: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr,
-    COLUMNS: tl.constexpr, VALUE_COLUMNS: tl.constexpr, SLOTS: tl.constexpr, BLOCK: tl.constexpr,
-    WIDENED: tl.constexpr,
-):  # fmt: skip
-    """What ``SHARING`` queries of one key head get from SLOTS slots: sum, maximum, weight."""
-    head, part = tl.program_id(0), tl.program_id(1)
-    row, column = tl.arange(0, ROWS), tl.arange(0, COLUMNS)
-    value_column = tl.arange(0, VALUE_COLUMNS)
-    end = tl.load(held).to(tl.int32)
-    first = tl.maximum(end - window, 0) if window > 0 else 0
-    asked = tl.load(
-        query + (head * SHARING + row)[:, None] * WIDTH + column[None, :],
-        (row < SHARING)[:, None] & (column < WIDTH)[None, :],
-        0.0,
-    )
-    if WIDENED:
-        asked = asked.to(tl.float32)
-    top = tl.full([ROWS], float("-inf"), tl.float32)
-    weight = tl.zeros([ROWS], tl.float32)
-    total = tl.zeros([ROWS, VALUE_COLUMNS], tl.float32)
-    last = tl.minimum((part + 1) * SLOTS, end)
-    for offset in tl.static_range(0, SLOTS, BLOCK):
-        slot = part * SLOTS + offset + tl.arange(0, BLOCK)
-        seen = (slot < last) & (slot >= first)
-        line = head.to(tl.int64) * capacity + slot
-        key = tl.load(
-            keys + line[:, None] * WIDTH + column[None, :],
-            seen[:, None] & (column < WIDTH)[None, :],
-            0.0,
-        )
-        value = tl.load(
-            values + line[:, None] * VALUE_WIDTH + value_column[None, :],
-            seen[:, None] & (value_column < VALUE_WIDTH)[None, :],
-            0.0,
-        )
-        if WIDENED:
-            key, value = key.to(tl.float32), value.to(tl.float32)
-        scores = tl.dot(asked, tl.trans(key)) * (scale * 1.4426950408889634)
-        scores = tl.where(seen[None, :], scores, float("-inf"))
-        higher = tl.maximum(top, tl.max(scores, 1))
-        level = tl.where(higher == float("-inf"), 0.0, higher)
-        shares = tl.exp2(scores - level[:, None])
-        fade = tl.exp2(top - level)
-        weight = weight * fade + tl.sum(shares, 1)
-        total = total * fade[:, None] + tl.dot(shares.to(value.dtype), value)
-        top = higher
-    parts = tl.num_programs(1)
-    place = (head * SHARING + row) * parts + part
-    tl.store(tops + place, top, row < SHARING)
-    tl.store(weights + place, weight, row < SHARING)
-    tl.store(
-        out + place[:, None] * VALUE_WIDTH + value_column[None, :],
-        total,
-        (row < SHARING)[:, None] & (value_column < VALUE_WIDTH)[None, :],
-    )
-
-
-@triton.jit
-def _attend_whole(
-    parts, tops, weights, out, count,
-    VALUE_WIDTH: tl.constexpr, VALUE_COLUMNS: tl.constexpr, PARTS: tl.constexpr,
-):  # fmt: skip
-    """The parts of one query head, each weighted by its share of all exponentials."""
-    head = tl.program_id(0)
-    part, column = tl.arange(0, PARTS), tl.arange(0, VALUE_COLUMNS)
-    place = head * count + part
-    top = tl.load(tops + place, part < count, float("-inf"))
-    share = tl.exp2(top - tl.max(top, 0))
-    weight = tl.sum(share * tl.load(weights + place, part < count, 0.0), 0)
-    each = tl.load(
-        parts + place[:, None] * VALUE_WIDTH + column[None, :],
-        (part < count)[:, None] & (column < VALUE_WIDTH)[None, :],
-        0.0,
-    )
-    whole = tl.sum(each * share[:, None], 0) / weight
-    tl.store(
-        out + head * VALUE_WIDTH + column, whole.to(out.dtype.element_ty), column < VALUE_WIDTH
-    )
 
 
 @triton.jit
@@ -597,61 +443,6 @@ def _(
     return fields.new_empty(sum(each.shape[0] for each in words), dtype=dtype)
 
 
-@torch.library.custom_op(
-    "llmfit_gpu::attend",
-    mutates_args=(),
-    schema=(
-        "(Tensor query, Tensor keys, Tensor values, Tensor held, float scale, int window) -> Tensor"
-    ),
-)
-def attend(
-    query: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    held: torch.Tensor,
-    scale: float,
-    window: int,
-) -> torch.Tensor:
-    """Attention of one token a sequence over the first ``held`` slots of a KV buffer.
-
-    query [B, H, 1, D], keys [B, H_kv, capacity, D], values [B, H_kv, capacity, D_v] →
-    [B, 1, H, D_v].
-    With ``window`` above 0 only that many of the last slots are seen. The slots are read in parts
-    by programs of their own, whose results a second kernel weighs.
-    """
-    batch, heads, _, width = query.shape
-    shared, capacity, value_width = keys.shape[1], keys.shape[2], values.shape[-1]
-    count = triton.cdiv(capacity, _SLOTS)
-    parts = query.new_empty((batch * heads, count, value_width), dtype=torch.float32)
-    tops = query.new_empty((2, batch * heads, count), dtype=torch.float32)
-    out = query.new_empty((batch, 1, heads, value_width))
-    columns, value_columns = _power_of_2(width), _power_of_2(value_width)
-    _attend_part[(batch * shared, count)](
-        query.contiguous(), keys, values, held, parts, tops[0], tops[1], capacity, scale, window,
-        SHARING=heads // shared, ROWS=_power_of_2(heads // shared), WIDTH=width,
-        VALUE_WIDTH=value_width, COLUMNS=columns, VALUE_COLUMNS=value_columns,
-        SLOTS=_SLOTS, BLOCK=_SLOTS, WIDENED=INTERPRETED, num_warps=4,
-    )  # fmt: skip
-    _attend_whole[(batch * heads,)](
-        parts, tops[0], tops[1], out, count,
-        VALUE_WIDTH=value_width, VALUE_COLUMNS=value_columns,
-        PARTS=triton.next_power_of_2(count), num_warps=4,
-    )  # fmt: skip
-    return out
-
-
-@attend.register_fake
-def _(
-    query: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    held: torch.Tensor,
-    scale: float,
-    window: int,
-) -> torch.Tensor:
-    return query.new_empty((query.shape[0], 1, query.shape[1], values.shape[-1]))
-
-
 def unpack_int4(
     words: torch.Tensor, scales: torch.Tensor, group: int, dtype: torch.dtype, *, float16: bool
 ) -> torch.Tensor:
@@ -667,15 +458,6 @@ def unpack_int4(
         BLOCK_ROWS=block_rows, BLOCK_INPUTS=block_inputs,
     )  # fmt: skip
     return out
-
-
-_SLOTS = 64
-"""Slots of the KV buffer that a program attends to."""
-
-
-def _power_of_2(count: int) -> int:
-    """The least that a product of Triton's takes, from ``count`` on."""
-    return max(16, triton.next_power_of_2(count))
 
 
 def _three(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:

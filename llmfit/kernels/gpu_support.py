@@ -17,7 +17,8 @@ def why_no_gpu_kernels() -> str | None:
     import torch
 
     try:
-        import llmfit.kernels.gpu  # noqa: F401
+        import llmfit.kernels.gpu
+        import llmfit.kernels.gpu_attention  # noqa: F401
 
         ones = torch.ones(1, 256, dtype=torch.bfloat16, device="cuda")
         torch.ops.llmfit_gpu.linears_bf16(ones, [ones], [])

@@ -17,7 +17,7 @@ from torch.nn import functional
 from llmfit.backends._int4_codes import Int4Codes
 from llmfit.backends._packed_int4 import PackedInt4Linear
 from llmfit.decode.joint_linears import JoinLinears
-from llmfit.kernels import gpu
+from llmfit.kernels import gpu, gpu_attention
 
 K = 512
 ROWS = (48, 17, 7)
@@ -143,7 +143,7 @@ def attend(device: str) -> Iterator[tuple[str, float]]:
             enable_gqa=True,
         )  # fmt: skip
         count = torch.tensor(held, device=device)
-        out = torch.ops.llmfit_gpu.attend(query, keys, values, count, width**-0.5, window)
+        out = gpu_attention.attend(query, keys, values, count, width**-0.5, window)
         yield f"attend {width} wide, {held} of {capacity}", error(out, wanted.transpose(1, 2))
 
 
