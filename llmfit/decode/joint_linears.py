@@ -104,7 +104,9 @@ def _join(graph: fx.Graph, nodes: Sequence[fx.Node]) -> None:
     with graph.inserting_before(nodes[0]):
         joint = graph.call_function(*_joint_call(nodes))
         # By these, which only traced nodes have, inductor lays inputs out as an operator wants.
-        joint.meta["eager_input_vals"] = (fx.map_arg(joint.args, lambda each: each.meta["val"]), {})
+        if all("val" in each.meta for each in joint.all_input_nodes):
+            values = fx.map_arg(joint.args, lambda each: each.meta["val"])
+            joint.meta["eager_input_vals"] = (values, {})
         start = 0
         for node in nodes:
             value = node.meta["val"]
