@@ -68,7 +68,7 @@ class KernelChoice:
     kernel: str
     """A backend of GPTQModel's, or one of ``MADE_HERE``."""
     trial_s: dict[str, dict[str, float]]
-    """Seconds for all layers of the model: of one token and of the prompt, by the kernel."""
+    """Seconds for all layers of the model: of a step and of the prompt, by the kernel."""
     notes: tuple[str, ...]
 
     @property
@@ -99,7 +99,8 @@ class _Trial:
     def measure(self, name: str, layers: Sequence[nn.Module]) -> None:
         """Time ``layers`` unless they differ from the reference, which is the first to come."""
         device = self.plan.device
-        step = [_prepared(*each) for each in _inputs(layers, 1, device, self.dtype)]
+        batch = self.plan.workload.batch
+        step = [_prepared(*each) for each in _inputs(layers, batch, device, self.dtype)]
         outputs = torch.cat([each().float().flatten() for each in step])
         if self.expected is None:
             self.expected = outputs
@@ -175,11 +176,13 @@ def choose_int4_kernel(
         except Exception as exc:  # noqa: BLE001 - third parties compile kernels at first use
             reason = " ".join(str(exc).split())[:200]
             trial.notes.append(f"{name} not tried: {type(exc).__name__}: {reason}")
+    batch = plan.workload.batch
+    step = "1 token" if batch == 1 else f"a token of {batch} sequences"
     prompt = f"{plan.workload.prompt_tokens} tokens"
     return KernelChoice(
         method=method,
         kernel=trial.fastest(),
-        trial_s={"1 token": trial.step_s, prompt: trial.prompt_s},
+        trial_s={step: trial.step_s, prompt: trial.prompt_s},
         notes=tuple(trial.notes),
     )
 
@@ -253,9 +256,9 @@ def _inputs(
 
 
 def _prepared(layer: Any, x: torch.Tensor) -> Callable[[], torch.Tensor]:
-    """A product of one row. What llmfit's layer does to its inputs first is no part of it: in a
-    compiled step the kernel that makes them does it."""
-    if isinstance(layer, PackedInt4Linear):
+    """A product of a step. What llmfit's layer does to one row of inputs first is no part of it: in
+    a compiled step the kernel that makes them does it."""
+    if isinstance(layer, PackedInt4Linear) and x.numel() == layer.in_features:
         return partial(layer.product, layer.prepare(x), x)
     return partial(layer, x)
 

@@ -51,10 +51,10 @@ class PackedInt4Linear(nn.Module):
         """See the class."""
         if x.numel() == self.in_features:
             return self.product(self.prepare(x), x)
-        from llmfit.kernels.gpu import unpack_int4
+        import llmfit.kernels.gpu  # noqa: F401
 
-        weights = unpack_int4(
-            self._words, self._scales, self._group, x.dtype, float16=self._float16
+        weights = torch.ops.llmfit_gpu.unpack_int4(
+            self._words, self._scales, self._group, x.dtype, self._float16
         )
         return functional.linear(x, weights, self.bias)
 

@@ -199,6 +199,15 @@ def _cause(exc: Exception) -> str:
     return next(errors, first_line(exc)).rstrip(".")
 
 
+def run_with(linears: StepLinears, step: Step) -> torch.Tensor:
+    """A step whose layers ``linears`` run; afterwards they are the library's again."""
+    linears.install()
+    try:
+        return step()
+    finally:
+        linears.remove()
+
+
 class CompiledWhereItCan:
     """A step through ``torch.compile``, or as it is, by the same linear kernels, where that fails.
 
@@ -219,11 +228,7 @@ class CompiledWhereItCan:
                 return self._compiled()
             except ModelLoadError as exc:  # while it was traced: nothing has run
                 self.why_not = exc.message
-        self._linears.install()
-        try:
-            return self._plain()
-        finally:
-            self._linears.remove()
+        return run_with(self._linears, self._plain)
 
 
 class CapturedStep:

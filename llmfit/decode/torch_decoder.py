@@ -16,6 +16,7 @@ is compiled.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ from llmfit.decode.graph_step import (
     CompiledWhereItCan,
     FixedStep,
     Step,
+    run_with,
     why_not_captured,
 )
 from llmfit.decode.placement import execution_device, is_spread
@@ -195,13 +197,14 @@ class TorchDecoder(Decoder):
     def _graph_of(self, step: FixedStep, cache: StaticKVCache) -> CompiledStep | CapturedStep:
         if self._device.type == "cpu":
             return CompiledStep(step, self._linears)
-        run: Step = step
+        why_not = why_not_captured(self._model, self._linears)
+        run: Step = partial(run_with, self._linears, step)
         if self.compiled:
             run = CompiledStep(step, self._linears)
-        elif self._may_compile:
+        elif self._may_compile and why_not is None:
             run = CompiledWhereItCan(step, self._linears)
             self._where_it_can.append(run)
-        return CapturedStep(run, cache, why_not=why_not_captured(self._model, self._linears))
+        return CapturedStep(run, cache, why_not=why_not)
 
     @property
     def notes(self) -> tuple[str, ...]:

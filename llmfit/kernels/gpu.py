@@ -443,8 +443,13 @@ def _(
     return fields.new_empty(sum(each.shape[0] for each in words), dtype=dtype)
 
 
+@torch.library.custom_op(
+    "llmfit_gpu::unpack_int4",
+    mutates_args=(),
+    schema="(Tensor words, Tensor scales, int group, ScalarType dtype, bool float16) -> Tensor",
+)
 def unpack_int4(
-    words: torch.Tensor, scales: torch.Tensor, group: int, dtype: torch.dtype, *, float16: bool
+    words: torch.Tensor, scales: torch.Tensor, group: int, dtype: torch.dtype, float16: bool
 ) -> torch.Tensor:
     """The weights [N, K] that ``words`` int32 [N, K / 8] and ``scales`` [N, K / 8 / group] are.
 
@@ -458,6 +463,13 @@ def unpack_int4(
         BLOCK_ROWS=block_rows, BLOCK_INPUTS=block_inputs,
     )  # fmt: skip
     return out
+
+
+@unpack_int4.register_fake
+def _(
+    words: torch.Tensor, scales: torch.Tensor, group: int, dtype: torch.dtype, float16: bool
+) -> torch.Tensor:
+    return words.new_empty((words.shape[0], 8 * words.shape[1]), dtype=dtype)
 
 
 def _three(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
