@@ -1,1 +1,1 @@
-"""Native kernels of a decode step on a CPU, compiled on the machine that runs them."""
+"""Kernels of a decode step, compiled where they run: C++ for CPUs, Triton for GPUs."""
