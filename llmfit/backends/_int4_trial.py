@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from statistics import median
 from typing import Any
 
 import torch
@@ -25,9 +24,8 @@ from torch import nn
 from llmfit.backends._packed_int4 import PackedInt4Linear, to_packed_int4
 from llmfit.backends._synthetic import Pack, random_causal_lm
 from llmfit.backends._tinygemm import TinyGemmLinear, to_tinygemm
-from llmfit.decode.capture import capture
+from llmfit.decode.capture import capture, median_s
 from llmfit.decode.step_linears import TOLERANCE
-from llmfit.device.execution import Marks
 from llmfit.errors import ModelLoadError, first_line
 from llmfit.quantization import Facts
 from llmfit.records import Device, Plan
@@ -116,7 +114,9 @@ class _Trial:
         if why_not is not None and self.step_s:  # the reference is kept for want of another
             self.notes.append(f"{name} not used: it cannot be captured in a CUDA graph: {why_not}")
             return
-        step_s, prompt_s = _seconds(run, device), _seconds(partial(_run, prompt), device)
+        step_s, prompt_s = (
+            median_s(each, device, _PASSES) for each in (run, partial(_run, prompt))
+        )
         self.step_s[name], self.prompt_s[name] = self.scale * step_s, self.scale * prompt_s
 
     def fastest(self) -> str:
@@ -189,7 +189,7 @@ def choose_int4_kernel(
 
 def _not_built(name: str, method: str, dtype: torch.dtype) -> str | None:
     """Why a kernel in CUDA is not tried: GPTQModel would compile it now, for minutes."""
-    extension_name = _EXTENSIONS.get(method, {}).get(name)
+    extension_name = _EXTENSIONS[method].get(name)
     if extension_name is None:
         return None
     from gptqmodel import extension
@@ -275,16 +275,3 @@ def _captured(run: Callable[[], object], device: Device) -> tuple[Callable[[], o
         return capture(run)[0].replay, None
     except RuntimeError as exc:
         return run, first_line(exc)
-
-
-def _seconds(run: Callable[[], object], device: Device) -> float:
-    """Median seconds of a call, after one that is not counted."""
-    run()
-    samples: list[float] = []
-    for _ in range(_PASSES):
-        marks = Marks(device)
-        marks.mark()
-        run()
-        marks.mark()
-        samples += marks.seconds()
-    return median(samples)

@@ -1,12 +1,16 @@
-"""Work of a GPU recorded once as a CUDA graph, and replayed by one launch."""
+"""Work of a GPU recorded once as a CUDA graph, and replayed by one launch; how long it takes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from statistics import median
 from typing import TypeVar
 
 import torch
 from torch.utils._pytree import tree_leaves
+
+from llmfit.device.execution import Marks
+from llmfit.records import Device
 
 T = TypeVar("T")
 Graph = torch.cuda.CUDAGraph
@@ -54,3 +58,16 @@ def _alike(output: torch.Tensor, wanted: torch.Tensor) -> bool:
     """True for the same numbers but for rounding; what is not finite differs."""
     difference = (output.float() - wanted.float()).norm()
     return bool(difference <= _TOLERANCE * wanted.float().norm())
+
+
+def median_s(run: Callable[[], object], device: Device, passes: int) -> float:
+    """Median seconds of a call, after one that is not counted."""
+    run()
+    samples: list[float] = []
+    for _ in range(passes):
+        marks = Marks(device)
+        marks.mark()
+        run()
+        marks.mark()
+        samples += marks.seconds()
+    return median(samples)

@@ -18,8 +18,7 @@ import torch
 from torch import fx
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 
-_AT_ONCE_ON_GPU = 3
-"""Matrices of one launch. Source: llmfit.kernels.gpu."""
+from llmfit.kernels.gpu_support import MOST_MATRICES
 
 
 class JoinLinears(CustomGraphPass):  # type: ignore[misc]
@@ -37,7 +36,7 @@ class JoinLinears(CustomGraphPass):  # type: ignore[misc]
             if all(each.op == "placeholder" for each in (*weights, *biases)):
                 sets[node.target, same[x], bool(biases), _frozen(rest, same)].append(node)
         for nodes in sets.values():
-            most = len(nodes) if _name(nodes[0]) == _CPU else _AT_ONCE_ON_GPU
+            most = len(nodes) if _name(nodes[0]) == _CPU else MOST_MATRICES
             for start in range(0, len(nodes), most):
                 if len(joined := nodes[start : start + most]) > 1:
                     _join(graph, joined)

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from llmfit.decode.capture import capture
+from llmfit.decode.capture import capture, median_s
 from llmfit.decode.step_kernels import Forward, Prepared, kernels_for
 from llmfit.device.execution import Marks
 from llmfit.kernels.build import why_no_kernels
@@ -208,15 +208,7 @@ def _gpu_s(forwards: Sequence[Forward], x: torch.Tensor) -> float:
     replay: Callable[[], object] = run
     with suppress(RuntimeError):  # it asks the host, and runs so in a step too
         replay = capture(run)[0].replay
-    replay()
-    samples: list[float] = []
-    for _ in range(_PASSES):
-        marks = Marks("cuda")
-        marks.mark()
-        replay()
-        marks.mark()
-        samples += marks.seconds()
-    return median(samples) / len(forwards)
+    return median_s(replay, "cuda", _PASSES) / len(forwards)
 
 
 def _timed(runs: dict[str, list[Forward]], x: torch.Tensor) -> dict[str, float]:

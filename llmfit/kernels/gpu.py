@@ -20,11 +20,10 @@ import triton
 import triton.language as tl
 
 from llmfit.kernels.gpu_ptx import FLOAT_SCALE, INT4_BFLOAT16, INT4_FLOAT16, PACKED_SCALE, TABLE
+from llmfit.kernels.gpu_support import MOST_MATRICES
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 """True where Triton's interpreter runs the kernels, which knows no instructions of NVIDIA's."""
-MOST_MATRICES = 3
-"""Products that one launch makes."""
 
 
 @triton.jit
@@ -41,14 +40,26 @@ def _matrix(program, a, b, c, rows_a, rows_b, rows_c, BLOCK_ROWS: tl.constexpr):
 
 
 @triton.jit
+def _finish(
+    total, row, out, bias_a, bias_b, bias_c, rows_a, rows_b, rows_c,
+    BLOCK_ROWS: tl.constexpr, BIASED: tl.constexpr,
+):  # fmt: skip
+    """Add the program's rows of the bias to ``total`` and store them in the output's type."""
+    bias, rows, start, _ = _matrix(
+        tl.program_id(0), bias_a, bias_b, bias_c, rows_a, rows_b, rows_c, BLOCK_ROWS
+    )
+    if BIASED:
+        total += tl.load(bias + row, row < rows, 0.0).to(tl.float32)
+    tl.store(out + start + row, total.to(out.dtype.element_ty), row < rows)
+
+
+@triton.jit
 def _bf16_rows(
     x, a, b, c, bias_a, bias_b, bias_c, out, rows_a, rows_b, rows_c,
     INPUTS: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_INPUTS: tl.constexpr,
     BIASED: tl.constexpr,
 ):  # fmt: skip
-    matrix, rows, start, block = _matrix(
-        tl.program_id(0), a, b, c, rows_a, rows_b, rows_c, BLOCK_ROWS
-    )
+    matrix, rows, _, block = _matrix(tl.program_id(0), a, b, c, rows_a, rows_b, rows_c, BLOCK_ROWS)
     row = block * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     column = tl.arange(0, BLOCK_INPUTS)
     line = matrix + row.to(tl.int64)[:, None] * INPUTS
@@ -65,12 +76,9 @@ def _bf16_rows(
         sums += weights.to(tl.float32) * inputs.to(tl.float32)[None, :]
         weights = following
     total = tl.sum(sums, 1)
-    if BIASED:
-        bias, _, _, _ = _matrix(
-            tl.program_id(0), bias_a, bias_b, bias_c, rows_a, rows_b, rows_c, BLOCK_ROWS
-        )
-        total += tl.load(bias + row, row < rows, 0.0).to(tl.float32)
-    tl.store(out + start + row, total.to(out.dtype.element_ty), row < rows)
+    _finish(
+        total, row, out, bias_a, bias_b, bias_c, rows_a, rows_b, rows_c, BLOCK_ROWS, BIASED
+    )  # fmt: skip
 
 
 @triton.jit
@@ -182,7 +190,7 @@ def _code_rows(
     KIND is nf4, whose scales are float32, int4 float16 or int4 bfloat16.
     """
     program = tl.program_id(0)
-    matrix, rows, start, block = _matrix(program, a, b, c, rows_a, rows_b, rows_c, BLOCK_ROWS)
+    matrix, rows, _, block = _matrix(program, a, b, c, rows_a, rows_b, rows_c, BLOCK_ROWS)
     scales, _, _, _ = _matrix(
         program, scales_a, scales_b, scales_c, rows_a, rows_b, rows_c, BLOCK_ROWS
     )
@@ -246,10 +254,9 @@ def _code_rows(
             )  # fmt: skip
         words, scale = following, scale_later
     total = tl.sum(sums, 1) * UNIT
-    if BIASED:
-        bias, _, _, _ = _matrix(program, bias_a, bias_b, bias_c, rows_a, rows_b, rows_c, BLOCK_ROWS)
-        total += tl.load(bias + row, row < rows, 0.0).to(tl.float32)
-    tl.store(out + start + row, total.to(out.dtype.element_ty), row < rows)
+    _finish(
+        total, row, out, bias_a, bias_b, bias_c, rows_a, rows_b, rows_c, BLOCK_ROWS, BIASED
+    )  # fmt: skip
 
 
 @triton.jit
@@ -261,7 +268,7 @@ def _byte_rows(
 ):  # fmt: skip
     """Products with signed bytes, of which each row has one float32 scale."""
     program = tl.program_id(0)
-    matrix, rows, start, block = _matrix(program, a, b, c, rows_a, rows_b, rows_c, BLOCK_ROWS)
+    matrix, rows, _, block = _matrix(program, a, b, c, rows_a, rows_b, rows_c, BLOCK_ROWS)
     row = block * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     column = tl.arange(0, BLOCK_WORDS)
     line = matrix + row.to(tl.int64)[:, None] * WORDS
@@ -280,10 +287,9 @@ def _byte_rows(
         program, scales_a, scales_b, scales_c, rows_a, rows_b, rows_c, BLOCK_ROWS
     )
     total = tl.sum(sums, 1) * tl.load(scales + row, row < rows, 0.0)
-    if BIASED:
-        bias, _, _, _ = _matrix(program, bias_a, bias_b, bias_c, rows_a, rows_b, rows_c, BLOCK_ROWS)
-        total += tl.load(bias + row, row < rows, 0.0).to(tl.float32)
-    tl.store(out + start + row, total.to(out.dtype.element_ty), row < rows)
+    _finish(
+        total, row, out, bias_a, bias_b, bias_c, rows_a, rows_b, rows_c, BLOCK_ROWS, BIASED
+    )  # fmt: skip
 
 
 @triton.jit
@@ -406,8 +412,9 @@ def linears_packed(
 ) -> torch.Tensor:
     """``fields`` of one row times each of up to three packed matrices, side by side [ΣN].
 
-    ``words`` int32 [N, K / F]; ``kind`` and ``scales`` are those of ``_packed_rows``, and ``group``
-    the words that share a scale. ``table`` is that of ``table_of`` for NF4.
+    ``words`` int32 [N, K / F]; ``kind`` is int8, of which each row has one float32 scale, or
+    one of ``_code_rows``, of whose ``scales`` each is of ``group`` words. ``table`` is that of
+    ``table_of`` for NF4.
     """
     rows = [each.shape[0] for each in words]
     out = fields.new_empty(sum(rows), dtype=dtype)

@@ -6,6 +6,9 @@ import functools
 
 from llmfit.errors import first_line
 
+MOST_MATRICES = 3
+"""Products of one input that one launch makes."""
+
 
 @functools.cache
 def why_no_gpu_kernels() -> str | None:
