@@ -38,6 +38,17 @@ using bf16 = uint16_t;
 
 constexpr int64_t kGrainBytes = 64 * 1024;  // less than this a thread is not worth waking
 
+// Prefetchers of the hardware stop at the end of every 4 KiB, in a huge page too, so each stream asks
+// for its own lines ahead: those that are read fast into the first-level cache, those of four bits,
+// which take more arithmetic a byte, from further on into the second. Beyond the end it does no harm.
+inline void ask_ahead(const void* now) {
+  __builtin_prefetch(static_cast<const char*>(now) + 1536, 0, 3);
+}
+
+inline void ask_far_ahead(const void* now) {
+  __builtin_prefetch(static_cast<const char*>(now) + 4096, 0, 2);
+}
+
 inline float to_float(bf16 value) {
   const uint32_t bits = static_cast<uint32_t>(value) << 16;
   float result;
@@ -115,6 +126,7 @@ inline float dot(const bf16* a, const bf16* b, int64_t count) {
   __m512 s0 = _mm512_setzero_ps(), s1 = s0;
   int64_t k = 0;
   for (; k + 64 <= count; k += 64) {
+    ask_ahead(a + k), ask_ahead(a + k + 32);
     s0 = _mm512_dpbf16_ps(s0, load_bh(a + k), load_bh(b + k));
     s1 = _mm512_dpbf16_ps(s1, load_bh(a + k + 32), load_bh(b + k + 32));
   }
@@ -141,6 +153,7 @@ inline void dot_both(const bf16* a0, const bf16* a1, const bf16* b, int64_t coun
   int64_t k = 0;
   for (; k + 64 <= count; k += 64) {
     const __m512bh x0 = load_bh(b + k), x1 = load_bh(b + k + 32);
+    ask_ahead(a0 + k), ask_ahead(a0 + k + 32), ask_ahead(a1 + k), ask_ahead(a1 + k + 32);
     s0 = _mm512_dpbf16_ps(s0, load_bh(a0 + k), x0);
     t0 = _mm512_dpbf16_ps(t0, load_bh(a1 + k), x0);
     s1 = _mm512_dpbf16_ps(s1, load_bh(a0 + k + 32), x1);
@@ -234,28 +247,26 @@ inline float to_half_and_back(float value) {
   return static_cast<float>(torch::headeronly::Half(value));
 }
 
+// Sums of (shifted[k] - 128) * weights[k] for the weights of two rows.
 #if LLMFIT_AVX512
-// Sum of (shifted[k] - 128) * weights[k], with the sum of the weights known.
-inline int32_t dot_int8(const uint8_t* shifted, const int8_t* weights, int64_t count) {
-  __m512i s0 = _mm512_setzero_si512(), s1 = s0, w0 = s0, w1 = s0;
-  const __m512i ones = _mm512_set1_epi8(1);
-  int64_t k = 0;
-  for (; k + 128 <= count; k += 128) {
-    const __m512i a = _mm512_loadu_si512(weights + k), b = _mm512_loadu_si512(weights + k + 64);
-    s0 = _mm512_dpbusd_epi32(s0, _mm512_loadu_si512(shifted + k), a);
-    s1 = _mm512_dpbusd_epi32(s1, _mm512_loadu_si512(shifted + k + 64), b);
-    w0 = _mm512_dpbusd_epi32(w0, ones, a);
-    w1 = _mm512_dpbusd_epi32(w1, ones, b);
-  }
-  for (; k < count; k += 64) {
+inline void dot_int8_both(const uint8_t* shifted, const int8_t* a, const int8_t* b, int64_t count,
+                          int32_t sums[2]) {
+  __m512i s = _mm512_setzero_si512(), t = s, v = s, w = s;
+  const __m512i ones = _mm512_set1_epi8(1);  // 128 times the sum of the weights is taken off again
+  for (int64_t k = 0; k < count; k += 64) {
     const int64_t left = count - k;
     const __mmask64 mask = left >= 64 ? ~__mmask64(0) : (__mmask64(1) << left) - 1;
-    const __m512i a = _mm512_maskz_loadu_epi8(mask, weights + k);
-    s0 = _mm512_dpbusd_epi32(s0, _mm512_maskz_loadu_epi8(mask, shifted + k), a);
-    w0 = _mm512_dpbusd_epi32(w0, ones, a);
+    const __m512i x = _mm512_maskz_loadu_epi8(mask, shifted + k);
+    const __m512i a0 = _mm512_maskz_loadu_epi8(mask, a + k);
+    const __m512i b0 = _mm512_maskz_loadu_epi8(mask, b + k);
+    ask_ahead(a + k), ask_ahead(b + k);
+    s = _mm512_dpbusd_epi32(s, x, a0);
+    t = _mm512_dpbusd_epi32(t, x, b0);
+    v = _mm512_dpbusd_epi32(v, ones, a0);
+    w = _mm512_dpbusd_epi32(w, ones, b0);
   }
-  return _mm512_reduce_add_epi32(_mm512_add_epi32(s0, s1)) -
-         128 * _mm512_reduce_add_epi32(_mm512_add_epi32(w0, w1));
+  sums[0] = _mm512_reduce_add_epi32(s) - 128 * _mm512_reduce_add_epi32(v);
+  sums[1] = _mm512_reduce_add_epi32(t) - 128 * _mm512_reduce_add_epi32(w);
 }
 #else
 inline int32_t dot_int8(const uint8_t* shifted, const int8_t* weights, int64_t count) {
@@ -264,6 +275,12 @@ inline int32_t dot_int8(const uint8_t* shifted, const int8_t* weights, int64_t c
   for (int64_t k = 0; k < count; ++k)
     sum += static_cast<int32_t>(static_cast<int16_t>(shifted[k] - 128) * weights[k]);
   return sum;
+}
+
+inline void dot_int8_both(const uint8_t* shifted, const int8_t* a, const int8_t* b, int64_t count,
+                          int32_t sums[2]) {
+  sums[0] = dot_int8(shifted, a, count);
+  sums[1] = dot_int8(shifted, b, count);
 }
 #endif
 
@@ -300,16 +317,24 @@ Tensor linear_int8(const Tensor& x, const Tensor& weight, const Tensor& absmax,
 
   const int64_t grain = std::max<int64_t>(1, kGrainBytes / inputs);
   torch::stable::parallel_for(0, rows, grain, [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) {
+    const auto finish = [&](int64_t row, int32_t sum) {
       const int8_t* line = matrix + row * inputs;
-      const float scaled = static_cast<float>(dot_int8(shifted.data(), line, inputs)) *
-                           (largest * scales[row]) * 6.200124e-05f;  // 1 / 127^2
+      const float scaled =
+          static_cast<float>(sum) * (largest * scales[row]) * 6.200124e-05f;  // 1 / 127^2
       store(out, row, scaled, added);
-      if (outliers.empty()) continue;
-      float sum = to_float(out[row]);
+      if (outliers.empty()) return;
+      float exact = to_float(out[row]);
       for (const int64_t k : outliers)
-        sum += to_float(in[k]) * to_float(to_bf16(line[k] * scales[row] * 7.874015718698502e-3f));
-      out[row] = to_bf16(sum);
+        exact += to_float(in[k]) * to_float(to_bf16(line[k] * scales[row] * 7.874015718698502e-3f));
+      out[row] = to_bf16(exact);
+    };
+    const int64_t half = (end - begin + 1) / 2;  // two streams, as in products()
+    for (int64_t row = begin; row < begin + half; ++row) {
+      const int64_t other = std::min(row + half, end - 1);  // of an odd number the last one twice
+      int32_t sums[2];
+      dot_int8_both(shifted.data(), matrix + row * inputs, matrix + other * inputs, inputs, sums);
+      finish(row, sums[0]);
+      finish(other, sums[1]);
     }
   });
   return result;
@@ -405,6 +430,19 @@ Tensor rescale_int8(const Tensor& sums, const Tensor& input_absmax, const Tensor
 
 constexpr int64_t kPackedRows = 32;  // rows that bitsandbytes packs together for its CPU kernel
 
+// Scales of `count` values lie `stride` values apart from block to block, which no prefetcher of the
+// hardware finds. Asks for those of a later block, after the last one for those of the next rows.
+inline void ask_for_scales(const bf16* now, int64_t block, int64_t blocks, int64_t stride,
+                           int64_t count) {
+  constexpr int64_t kBlocksAhead = 16;
+  int64_t ahead = kBlocksAhead;
+  if (block + ahead >= blocks) {
+    ahead = std::min(ahead, blocks) - blocks;
+    now += count;
+  }
+  for (int64_t i = 0; i < count; i += 32) __builtin_prefetch(now + ahead * stride + i, 0, 2);
+}
+
 #if LLMFIT_AVX512
 inline __m512 load_bf16_as_float(const bf16* p) {
   return _mm512_castsi512_ps(
@@ -434,12 +472,16 @@ inline __m512i load_table(const bf16* table) {  // 16 values, twice
 inline void packed_rows(const uint8_t* codes, const bf16* in, const bf16* absmax, int64_t stride,
                         __m512i table, int64_t inputs, int64_t block, __m512 sums[2]) {
   const __m512i low_half = _mm512_set1_epi16(15);
-  for (int64_t start = 0; start < inputs; start += block, absmax += stride) {
+  const int64_t blocks = inputs / block;
+  for (int64_t b = 0; b < blocks; ++b, absmax += stride) {
+    ask_for_scales(absmax, b, blocks, stride, kPackedRows);
+    const int64_t start = b * block;
     __m512 a0 = _mm512_setzero_ps(), a1 = a0, b0 = a0, b1 = a0;
     for (int64_t k = start; k < start + block; k += 4, codes += 64) {
       const __m512i c0 = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i*)codes));
       const __m512i c1 = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i*)(codes + 32)));
       const __m512bh x0 = pair(in + k), x1 = pair(in + k + 2);
+      ask_far_ahead(codes);
       a0 = _mm512_dpbf16_ps(a0, look_up(table, _mm512_and_si512(c0, low_half)), x0);
       b0 = _mm512_dpbf16_ps(b0, look_up(table, _mm512_srli_epi16(c0, 4)), x0);
       a1 = _mm512_dpbf16_ps(a1, look_up(table, _mm512_and_si512(c1, low_half)), x1);
@@ -559,6 +601,8 @@ Tensor linear_int4(const Tensor& x, const Tensor& codes, const Tensor& scales_an
 #if LLMFIT_AVX512
       __m512 s0 = _mm512_setzero_ps(), s1 = s0, s2 = s0, s3 = s0;
       for (int64_t g = 0; g < groups; ++g) {
+        const bf16* scale = scales + 2 * (g * rows + row);
+        ask_for_scales(scale, g, groups, 2 * rows, 2 * kInt4Rows);
         __m512 p0 = _mm512_setzero_ps(), p1 = p0, p2 = p0, p3 = p0;
         for (int64_t k = g * group; k < (g + 1) * group; k += 2, line += 64) {
           const __m256i a = _mm256_loadu_si256((const __m256i*)line);
@@ -566,12 +610,12 @@ Tensor linear_int4(const Tensor& x, const Tensor& codes, const Tensor& scales_an
           const __m512i c0 = _mm512_cvtepu8_epi16(_mm256_unpacklo_epi8(a, b));
           const __m512i c1 = _mm512_cvtepu8_epi16(_mm256_unpackhi_epi8(a, b));
           const __m512bh both = pair(in + k);
+          ask_far_ahead(line);
           p0 = _mm512_dpbf16_ps(p0, look_up(table, _mm512_and_si512(c0, low_half)), both);
           p1 = _mm512_dpbf16_ps(p1, look_up(table, _mm512_and_si512(c1, low_half)), both);
           p2 = _mm512_dpbf16_ps(p2, look_up(table, _mm512_srli_epi16(c0, 4)), both);
           p3 = _mm512_dpbf16_ps(p3, look_up(table, _mm512_srli_epi16(c1, 4)), both);
         }
-        const bf16* scale = scales + 2 * (g * rows + row);
         const __m512 input_sum = _mm512_set1_ps(input_sums[g]);
         scale_rows(scale, 0, p0, input_sum, s0);
         scale_rows(scale, 8, p1, input_sum, s1);
