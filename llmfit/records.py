@@ -601,6 +601,9 @@ class RunRecord:
     """Share of all parameters held in the quantised format, 0…1."""
     weights_bytes: int | None = None
     """Bytes of all parameters and quantisation constants as loaded."""
+    huge_page_bytes: int | None = None
+    """Of them, what lies in huge pages of a CPU's memory; None where there are no such pages, or
+    the row's library does not ask for them."""
     artifact: str | None = None
     """Path of the checkpoint that was loaded, where it is not the model itself."""
     memory: Memory | None = None

@@ -14,11 +14,11 @@ from llmfit.backends._hf import (
     plan_config,
     run_one_token,
     share_note,
-    weights_bytes,
 )
 from llmfit.backends._several import require_on_gpus
 from llmfit.backends._synthetic import MadeTensor, Noise, Packed, constant, random_causal_lm, spread
 from llmfit.backends._tokenizer import tokenizer_of
+from llmfit.backends._weights import weights_bytes
 from llmfit.backends.base import TORCH, LoadInfo, Package
 from llmfit.records import Kernel, Plan
 

@@ -21,11 +21,11 @@ from llmfit.backends._hf import (
     plan_config,
     run_one_token,
     share_note,
-    weights_bytes,
 )
 from llmfit.backends._packed import loadable
 from llmfit.backends._synthetic import MadeTensor, Noise, Packed, random_causal_lm, spread
 from llmfit.backends._tokenizer import tokenizer_of
+from llmfit.backends._weights import weights_bytes
 from llmfit.backends.base import (
     TORCH,
     LoadedModel,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +14,7 @@ from llmfit.backends._several import placement, require_on_gpus
 from llmfit.backends._synthetic import NOTE as SYNTHETIC_NOTE
 from llmfit.backends._synthetic import random_causal_lm, return_outputs_alone
 from llmfit.backends._tokenizer import tokenizer_of
+from llmfit.backends._weights import put_into_huge_pages, weights_bytes
 from llmfit.backends.base import Backend, Check, LoadedModel, LoadInfo, Package, Tokenizer
 from llmfit.errors import LlmfitError, ModelLoadError
 from llmfit.foreign.errors import LibraryErrors
@@ -65,8 +66,9 @@ class HfModel(LoadedModel):
     """A transformers causal language model in memory, whatever its linear layers are.
 
     With ``kv_cache_dtype`` it decodes and scores over transformers' quantised cache, says so in its
-    notes, and raises ModelLoadError where the model cannot have one. Loading ends with a trial of
-    the kernels that can run its decode steps; without ``own_kernels`` none of llmfit's. The steps
+    notes, and raises ModelLoadError where the model cannot have one. Loading ends with the weights
+    in huge pages of a CPU's memory, and a trial of the kernels that can run its decode steps;
+    without ``own_kernels`` none of llmfit's. The steps
     go through ``torch.compile`` with ``compiled``, and on a GPU, where they can, with
     ``may_compile``.
     """
@@ -91,15 +93,18 @@ class HfModel(LoadedModel):
         self.tokenizer = tokenizer
         if kv_cache_dtype is not None:
             info = _with_cache(info, model, kv_cache_dtype)
-        self._linears = (
-            StepLinears() if is_spread(model) else choose_step_linears(model, own=own_kernels)
-        )
+        huge, self._linears = None, StepLinears()
+        if not is_spread(model):
+            if model.device.type == "cpu":
+                huge = put_into_huge_pages(model)
+            self._linears = choose_step_linears(model, own=own_kernels)
         attention = info.kernel.attention
         self._may_compile = may_compile and model.device.type == "cuda" and kv_cache_dtype is None
         if (compiled or self._may_compile) and attends_itself(model):
             attention += ", in compiled steps llmfit"
         self.info = replace(
             info,
+            huge_page_bytes=huge,
             kernel=replace(
                 info.kernel,
                 attention=attention,
@@ -332,37 +337,6 @@ def linear_classes(model: nn.Module) -> Counter[str]:
 def linear_kernel(model: nn.Module) -> str:
     """The linear layers' class names, the most frequent first: ``Linear4bit + Linear``."""
     return " + ".join(name for name, _ in linear_classes(model).most_common()) or "none"
-
-
-def weights_bytes(model: nn.Module) -> int:
-    """Bytes of all parameters and buffers, a tied tensor counted once.
-
-    bitsandbytes keeps block statistics beside its parameters (``quant_state``, ``SCB``), HQQ
-    scales, zero points and biases (``meta``); they are counted too. A tensor of torchao's is those
-    that it is made of.
-    """
-    seen: dict[int, int] = {}
-
-    def add(tensor: Any) -> None:
-        if hasattr(tensor, "__tensor_flatten__"):
-            for name in tensor.__tensor_flatten__()[0]:
-                add(getattr(tensor, name))
-        elif hasattr(tensor, "untyped_storage"):
-            seen[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
-
-    for tensor in [*model.parameters(), *model.buffers()]:
-        add(tensor)
-        add(getattr(tensor, "SCB", None))
-        state = getattr(tensor, "quant_state", None)
-        for part in (state, getattr(state, "state2", None)):
-            for name in ("absmax", "code", "offset"):
-                add(getattr(part, name, None))
-    modules: Iterable[Any] = model.modules()
-    for module in modules:
-        meta = getattr(module, "meta", None)
-        for tensor in (*meta.values(), module.bias) if isinstance(meta, dict) else ():
-            add(tensor)
-    return sum(seen.values())
 
 
 def load_plain(plan: Plan, *, attention: str, compiled: bool = False) -> HfModel:

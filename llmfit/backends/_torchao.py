@@ -12,10 +12,10 @@ from llmfit.backends._hf import (
     plan_config,
     run_one_token,
     share_note,
-    weights_bytes,
 )
 from llmfit.backends._synthetic import random_causal_lm
 from llmfit.backends._tokenizer import tokenizer_of
+from llmfit.backends._weights import weights_bytes
 from llmfit.backends.base import TORCH, LoadInfo, Package
 from llmfit.records import Kernel, Plan
 

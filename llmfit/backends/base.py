@@ -77,6 +77,7 @@ class LoadInfo:
     kernel: Kernel
     dtype: str
     weights_bytes: int | None = None
+    huge_page_bytes: int | None = None
     quantized_share: float | None = None
     notes: tuple[str, ...] = ()
     artifact: str | None = None

@@ -161,6 +161,7 @@ class Gguf(Backend):
 
     def load(self, plan: Plan, progress: Progress = no_progress) -> LoadedModel:
         """See ``Backend.load``."""
+        from llmfit.backends._llama_amx import why_not_amx
         from llmfit.decode.llama_cpp import LlamaCppModel, attention_kernel
 
         self.require(plan)
@@ -168,7 +169,10 @@ class Gguf(Backend):
         threads = plan.threads or physical_cores()
         tokenizer = tokenizer_of(plan)
         with _artifact(plan, threads, progress) as artifact:
+            without_amx = None if on_gpu else why_not_amx()
             notes = _without_making(artifact)
+            if without_amx is not None:
+                notes = (*notes, without_amx)
             progress("load", 0, 0)  # what was made before is no part of the row's memory
             types = read_types(artifact.file)
             model = LlamaCppModel(
@@ -177,6 +181,7 @@ class Gguf(Backend):
                 head_dim=plan.model.head_dim,
                 kv_cache_dtype=plan.kv_cache_dtype,
                 on_gpu=on_gpu,
+                repack=without_amx is None,
             )
         try:
             _require_same_model(model, plan.model, artifact.file, self.id)

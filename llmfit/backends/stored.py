@@ -15,9 +15,9 @@ from llmfit.backends._hf import (
     linear_kernel,
     load_causal_lm,
     run_one_token,
-    weights_bytes,
 )
 from llmfit.backends._tokenizer import tokenizer_of
+from llmfit.backends._weights import weights_bytes
 from llmfit.backends.base import (
     TORCH,
     Check,

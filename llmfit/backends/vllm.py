@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from llmfit.backends._hf import weights_bytes
 from llmfit.backends._tokenizer import tokenizer_of
+from llmfit.backends._weights import weights_bytes
 from llmfit.backends.base import (
     TORCH,
     Backend,

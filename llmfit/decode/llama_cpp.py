@@ -67,13 +67,15 @@ class LlamaCppModel:
         head_dim: int | None = None,
         kv_cache_dtype: KvCacheDtype | None = None,
         on_gpu: bool = False,
+        repack: bool = True,
     ) -> None:
         """Load ``file``; all its contexts hold K and V in ``kv_cache_dtype`` (None: float16).
 
         ``head_dim`` is the width of the model's attention heads, where it is known. ``on_gpu`` puts
-        all layers and the output on the first GPU, and leaves the embedding in RAM. Raises
-        ModelLoadError with llama.cpp's own words, also where the model's head size does not suit
-        the type: the blocks of q8_0 and q4_0 hold 32 values of one head.
+        all layers and the output on the first GPU, and leaves the embedding in RAM. Without
+        ``repack`` weights stay as in the file, and the CPU's kernels for AMX, and for several rows
+        at once, are left out. Raises ModelLoadError with llama.cpp's own words, also where the
+        model's head size does not suit the type: blocks of q8_0 and q4_0 are 32 values of one head.
         """
         import llama_cpp
 
@@ -88,6 +90,7 @@ class LlamaCppModel:
             params.devices = ctypes.addressof(no_devices)
         # Weights are repacked for the CPU's kernels; mapped, the file's pages would stay beside.
         params.load_mode = llama_cpp.LLAMA_LOAD_MODE_NONE
+        params.use_extra_bufts = repack
         self._handle = llama_cpp.llama_model_load_from_file(str(file).encode(), params)
         if not self._handle:
             raise ModelLoadError(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from llmfit.device.cpu import set_threads
 from llmfit.device.execution import Marks
+from llmfit.device.huge_pages import ask_for_huge_pages
 from llmfit.device.memory import free_bytes
 from llmfit.records import Device
 
@@ -25,15 +26,19 @@ _CPU_FOLDER = Path("/sys/devices/system/cpu")
 class MemoryReader:
     """An array beyond all caches, read pass by pass: the sum of its float32 values.
 
-    A sum takes one addition a value. A CPU reads with a thread per physical core.
+    A sum takes one addition a value. A CPU reads with a thread per physical core, and has the array
+    in huge pages where there are such.
     """
 
     def __init__(self, device: Device, size: int) -> None:
         import torch
 
         self._device: Device = device
-        self._values = torch.ones(size // 4, dtype=torch.float32, device=device)
+        self._values = torch.empty(size // 4, dtype=torch.float32, device=device)
         self.nbytes: int = self._values.nbytes
+        if device == "cpu":
+            ask_for_huge_pages(self._values.data_ptr(), self.nbytes)
+        self._values.fill_(1.0)
         self.read_s()  # pages, threads and kernels are there from now on
 
     def read_s(self) -> float:

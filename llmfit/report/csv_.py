@@ -60,6 +60,7 @@ def _flat(comparison: Comparison, row: RunRecord) -> dict[str, Value]:
         "dtype": row.dtype,
         "quantized_share": row.quantized_share,
         "weights_bytes": row.weights_bytes,
+        "huge_page_bytes": row.huge_page_bytes,
         "batch": comparison.workload.batch,
         "prompt_tokens": comparison.workload.prompt_tokens,
         "new_tokens": comparison.workload.new_tokens,

@@ -146,6 +146,7 @@ def _load(
         dtype=info.dtype,
         notes=record.notes + info.notes,
         weights_bytes=_of_the_group(info.weights_bytes),
+        huge_page_bytes=_of_the_group(info.huge_page_bytes),
         quantized_share=info.quantized_share,
         artifact=info.artifact,
         quantize_s=info.quantize_s,

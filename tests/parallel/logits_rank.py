@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM
 
-from llmfit.backends._hf import weights_bytes
 from llmfit.backends._several import placement
+from llmfit.backends._weights import weights_bytes
 from llmfit.decode.torch_decoder import TorchDecoder
 from llmfit.parallel import group
 from llmfit.parallel.agent import PARENT, follows

@@ -94,7 +94,7 @@ def parameter_count(model: Any) -> int:
 
 def held_bytes(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> int:
     """Bytes of weights with their block scales, and of the optimizer's state."""
-    from llmfit.backends._hf import weights_bytes
+    from llmfit.backends._weights import weights_bytes
     from llmfit.device.allocations import module_bytes, training_bytes
 
     return training_bytes(model, optimizer) - module_bytes(model) + weights_bytes(model)
