@@ -17,10 +17,7 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-from llmfit.backends.base import no_progress
 from llmfit.errors import ModelLoadError
-from llmfit.planning.architectures import read_shape
-from llmfit.quantize.gguf_synthetic import plan_synthetic, write_synthetic
 
 _CONFIG = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 256,
@@ -66,7 +63,10 @@ def why_not_amx() -> str | None:
 
 def _try(folder: Path) -> None:
     """Run a prompt through one layer with random weights in Q4_K and Q6_K."""
+    from llmfit.backends.base import no_progress
     from llmfit.decode.llama_cpp import LlamaCppDecoder, LlamaCppModel
+    from llmfit.planning.architectures import read_shape
+    from llmfit.quantize.gguf_synthetic import plan_synthetic, write_synthetic
 
     shape = read_shape(_CONFIG)
     assert shape is not None

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llmfit.backends._llama_amx import why_not_amx
 from llmfit.backends._synthetic import NOTE as SYNTHETIC_NOTE
 from llmfit.backends._tokenizer import tokenizer_of
 from llmfit.backends.base import (
@@ -161,7 +162,6 @@ class Gguf(Backend):
 
     def load(self, plan: Plan, progress: Progress = no_progress) -> LoadedModel:
         """See ``Backend.load``."""
-        from llmfit.backends._llama_amx import why_not_amx
         from llmfit.decode.llama_cpp import LlamaCppModel, attention_kernel
 
         self.require(plan)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from llmfit.backends import _llama_amx
+from llmfit.backends import gguf
 from llmfit.backends._llama_amx import why_not_amx
 from llmfit.decode.base import GREEDY
 from llmfit.deployer import Deployer
@@ -56,9 +56,9 @@ def test_kernels_that_crash_are_left_out(
     amx_build: None, tmp_path: Path, artifact_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The child died of a signal: the row runs without them, says so, and says the same text."""
-    monkeypatch.setattr(_llama_amx, "why_not_amx", lambda: None)
+    monkeypatch.setattr(gguf, "why_not_amx", lambda: None)
     expected, _ = first_tokens(artifact_cache)
-    monkeypatch.setattr(_llama_amx, "why_not_amx", why_not_amx)
+    monkeypatch.setattr(gguf, "why_not_amx", why_not_amx)
     monkeypatch.setattr(sys, "executable", python_that("kill -SEGV $$", tmp_path))
     said, notes = first_tokens(artifact_cache)
     assert said == expected
