@@ -68,7 +68,7 @@ class HfModel(LoadedModel):
     With ``kv_cache_dtype`` it decodes and scores over transformers' quantised cache, says so in its
     notes, and raises ModelLoadError where the model cannot have one. Loading ends with the weights
     in huge pages of a CPU's memory, and a trial of the kernels that can run its decode steps;
-    without ``own_kernels`` none of llmfit's. The steps
+    without ``own_kernels`` none of llmfit's, without ``own_attention`` not its attention. The steps
     go through ``torch.compile`` with ``compiled``, and on a GPU, where they can, with
     ``may_compile``.
     """
@@ -83,6 +83,7 @@ class HfModel(LoadedModel):
         may_compile: bool = False,
         kv_cache_dtype: KvCacheDtype | None = None,
         own_kernels: bool = True,
+        own_attention: bool = True,
     ) -> None:
         from llmfit.decode.graph_step import attends_itself
         from llmfit.decode.placement import is_spread
@@ -93,15 +94,17 @@ class HfModel(LoadedModel):
         self.tokenizer = tokenizer
         if kv_cache_dtype is not None:
             info = _with_cache(info, model, kv_cache_dtype)
+        on_cpu = model.device.type == "cpu"
         huge, self._linears = None, StepLinears()
         if not is_spread(model):
-            if model.device.type == "cpu":
+            if on_cpu:
                 huge = put_into_huge_pages(model)
             self._linears = choose_step_linears(model, own=own_kernels)
         attention = info.kernel.attention
         self._may_compile = may_compile and model.device.type == "cuda" and kv_cache_dtype is None
-        if (compiled or self._may_compile) and attends_itself(model):
-            attention += ", in compiled steps llmfit"
+        self._own_attention = own_attention and on_cpu and kv_cache_dtype is None
+        if (compiled or self._may_compile or self._own_attention) and attends_itself(model):
+            attention += ", in steps llmfit"
         self.info = replace(
             info,
             huge_page_bytes=huge,
@@ -133,6 +136,7 @@ class HfModel(LoadedModel):
             kv_cache_dtype=self._kv_cache_dtype,
             prefill_chunk=prefill_chunk,
             linears=self._linears,
+            own_attention=self._own_attention,
         )
 
     def score(
@@ -369,5 +373,7 @@ def load_plain(plan: Plan, *, attention: str, compiled: bool = False) -> HfModel
         info=info,
         compiled=compiled,
         kv_cache_dtype=plan.kv_cache_dtype,
-        own_kernels=compiled,
+        # The reference row runs PyTorch's kernels alone.
+        own_kernels=compiled or (attention == "sdpa" and plan.device == "cpu"),
+        own_attention=compiled,
     )

@@ -39,7 +39,7 @@ Step = Callable[[], torch.Tensor]
 
 _FULL = "full_attention"
 ATTENTION = "llmfit_decode"
-"""The name by which transformers finds the attention of a traced step."""
+"""The name by which transformers finds the attention of a step."""
 
 
 class FixedStep:
@@ -113,19 +113,28 @@ class FixedStep:
         It takes SDPA's place alone, and knows no mask but that of what is held and of a sliding
         window. It is llmfit's kernel, on a CPU for bfloat16.
         """
-        config: Any = self._model.config.get_text_config()  # type: ignore[union-attr,operator]
-        before = config._attn_implementation
         self._attends_itself = self._slots is None and attends_itself(self._model)
-        if self._attends_itself:
-            config._attn_implementation = ATTENTION
-        try:
-            yield self._attends_itself
-        finally:
-            config._attn_implementation = before
+        if not self._attends_itself:
+            yield False
+            return
+        with with_own_attention(self._model):
+            yield True
+
+
+@contextmanager
+def with_own_attention(model: nn.Module) -> Iterator[None]:
+    """Within, a step of ``model`` that is given ``held_tokens`` attends by ``_attend``."""
+    config: Any = model.config.get_text_config()  # type: ignore[union-attr,operator]
+    before = config._attn_implementation
+    config._attn_implementation = ATTENTION
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
 
 
 def attends_itself(model: nn.Module) -> bool:
-    """True where a traced step of prompts of one length attends by ``_attend``."""
+    """True where steps of prompts of one length can attend by ``_attend``."""
     config: Any = model.config.get_text_config()  # type: ignore[union-attr,operator]
     if config._attn_implementation != "sdpa" or not getattr(
         model, "_supports_attention_backend", False
@@ -299,7 +308,7 @@ def _attend(
     position_bias: torch.Tensor | None = None,
     **others: object,
 ) -> tuple[torch.Tensor, None]:
-    """transformers' attention function of a traced step: query [B, H, 1, D] → [B, 1, H, D]."""
+    """transformers' attention function of a step: query [B, H, 1, D] → [B, 1, H, D]."""
     if position_bias is not None:
         raise NotImplementedError("a compiled step knows no bias by position")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling

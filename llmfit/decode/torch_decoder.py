@@ -32,8 +32,10 @@ from llmfit.decode.graph_step import (
     CompiledWhereItCan,
     FixedStep,
     Step,
+    attends_itself,
     run_with,
     why_not_captured,
+    with_own_attention,
 )
 from llmfit.decode.placement import execution_device, is_spread
 from llmfit.decode.quantized_cache import quantized_cache
@@ -70,7 +72,8 @@ class TorchDecoder(Decoder):
     grows. With ``compiled`` the decode step is a ``torch.compile`` graph over constant shapes;
     prefill stays eager, as its length varies. A quantised cache has no constant shapes: both
     together raise UsageError. With ``may_compile`` a step on a GPU is compiled where it can be,
-    and a note tells where not. ``linears`` run the steps of a batch of one.
+    and a note tells where not. ``linears`` run the steps of a batch of one. With ``own_attention``
+    steps that are no graph attend by llmfit's kernel, where it takes SDPA's place.
 
     With ``prefill_chunk`` a prompt runs that many tokens at a time, which hold their activations
     only as long. The logits are those of one pass; over a quantised cache a chunk reads those
@@ -89,6 +92,7 @@ class TorchDecoder(Decoder):
         kv_cache_dtype: KvCacheDtype | None = None,
         prefill_chunk: int | None = None,
         linears: StepLinears | None = None,
+        own_attention: bool = False,
     ) -> None:
         self.check_chunk(prefill_chunk)
         if compiled and kv_cache_dtype is not None:
@@ -111,6 +115,8 @@ class TorchDecoder(Decoder):
         self._generator: torch.Generator | None = None
         self._ids = torch.zeros((batch, 1), dtype=torch.int64, device=self._device)
         self._filled = 0
+        self._attends_itself = own_attention and kv_cache_dtype is None and attends_itself(model)
+        self._held = torch.zeros((), dtype=torch.int64)
         # Only for prompts of different length: which cache slots hold a token, and each
         # sequence's number of padding slots. Written in place, as a graph keeps their address.
         self._slots = torch.ones((batch, capacity), dtype=torch.bool, device=self._device)
@@ -172,6 +178,15 @@ class TorchDecoder(Decoder):
 
     def _eager_logits(self, cache: Cache) -> torch.Tensor:
         """Logits [B, V] after feeding the ids [B, 1]; attention reads what is filled."""
+        if self._attends_itself and not self._ragged:
+            with with_own_attention(self._model):
+                own: torch.Tensor = self._model(
+                    input_ids=self._ids,
+                    past_key_values=cache,
+                    use_cache=True,
+                    held_tokens=self._held.fill_(self._filled),
+                ).logits[:, -1]
+            return own
         logits: torch.Tensor = self._model(
             input_ids=self._ids,
             attention_mask=self._slots[:, : self._filled] if self._ragged else None,

@@ -138,7 +138,7 @@ def test_the_record_names_the_attention_of_the_steps(embedded: ModelSpec) -> Non
             )
             with step.own_attention() as used:
                 assert used
-    assert names == {"sdpa": "sdpa", "compiled": "sdpa, in compiled steps llmfit"}
+    assert names == {"sdpa": "sdpa", "compiled": "sdpa, in steps llmfit"}
 
 
 def test_a_kernel_that_cannot_be_captured_is_named(embedded: ModelSpec) -> None:
