@@ -99,7 +99,9 @@ class HfModel(LoadedModel):
         if not is_spread(model):
             if on_cpu:
                 huge = put_into_huge_pages(model)
-            self._linears = choose_step_linears(model, own=own_kernels)
+            self._linears = choose_step_linears(
+                model, own=own_kernels, norms=on_cpu and not compiled
+            )
         attention = info.kernel.attention
         self._may_compile = may_compile and model.device.type == "cuda" and kv_cache_dtype is None
         self._own_attention = own_attention and on_cpu and kv_cache_dtype is None

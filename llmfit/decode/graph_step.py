@@ -32,6 +32,9 @@ _INDUCTOR_ON_CPU = {"cpp_wrapper": True, "size_asserts": False, "alignment_asser
 """Kernels are called from C++: Python between them costs more than they do, as weights push it out
 of the CPU's caches. Nor are shapes checked at each call: they never change."""
 
+_MANY_STEPS = {"recompile_limit": 1 << 16, "accumulated_recompile_limit": 1 << 16}
+"""Dynamo takes the steps of all decoders that live for one that is traced again and again."""
+
 COMPILED_NOTE = "only the decode step is compiled; prefill and scoring run uncompiled"
 
 Step = Callable[[], torch.Tensor]
@@ -186,7 +189,7 @@ class CompiledStep:
 
         self._linears.install()
         try:
-            with step.own_attention():
+            with step.own_attention(), torch._dynamo.config.patch(_MANY_STEPS):
                 traced = torch.compile(step, backend=backend, fullgraph=True, dynamic=False)
                 logits: torch.Tensor = traced()
         except TorchDynamoException as exc:

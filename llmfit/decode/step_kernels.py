@@ -1,4 +1,4 @@
-"""The kernels, beside a library's own, that can run a linear layer of a decode step of one row.
+"""The kernels, beside a library's own, that can run a layer of a decode step of one row.
 
 A kernel is a name and a way from a layer to its forward over the layer's own weights, of which it
 holds no copy; None where it cannot run that layer.
@@ -18,6 +18,10 @@ Forward = Callable[[torch.Tensor], torch.Tensor]
 _PACKED_ROWS = 32
 _INT4_ROWS = 64
 """Rows of which ``linear_4bit_packed`` and ``linear_int4`` want multiples (see cpu.cpp)."""
+_NORM = "RMSNorm"
+"""What the names of norms' classes end in, of all architectures."""
+_NORM_TOLERANCE = 2**-9
+"""Of the norm of what the library's own gives: some values may be a step of bfloat16 apart."""
 _NF4_WORDS = 8
 _LEAST_BLOCK = 4 * _NF4_WORDS
 """Codes in the words that ``linears_packed`` reads, and in those that a thread reads at once."""
@@ -46,11 +50,21 @@ class StepKernel:
     """True for llmfit's."""
 
 
+def is_norm(layer: nn.Module) -> bool:
+    """True for a layer that divides its inputs by the root of their mean square."""
+    return type(layer).__name__.endswith(_NORM)
+
+
+def width_of(layer: Any) -> int:
+    """Values in a row of the layer's inputs."""
+    return int(layer.weight.numel() if is_norm(layer) else layer.in_features)
+
+
 def kernels_for(layer: nn.Module) -> tuple[StepKernel, ...]:
     """What may run ``layer`` where its weights are; none for layers that are left to the library.
 
     An unquantised layer whose forward somebody has wrapped, to round its inputs or to fetch its
-    weights, say, is more than its product.
+    weights, say, is more than its product, or norm.
     """
     kind = type(layer).__name__
     tensors = [*layer.parameters(), *layer.buffers()]
@@ -58,8 +72,8 @@ def kernels_for(layer: nn.Module) -> tuple[StepKernel, ...]:
     if devices not in ({"cpu"}, {"cuda"}):
         return ()
     (device,) = devices
-    kernels = (_ON_CPU if device == "cpu" else _ON_GPU).get(kind, ())
-    if kind != "Linear" or not kernels:
+    kernels = (_ON_CPU if device == "cpu" else _ON_GPU).get(_NORM if is_norm(layer) else kind, ())
+    if not kernels or (kind != "Linear" and not is_norm(layer)):
         return kernels
     weight: Any = layer.weight
     plain = "forward" not in vars(layer) and not hasattr(weight, "__tensor_flatten__")
@@ -76,6 +90,20 @@ def _bf16(layer: Any) -> Forward | None:
         return None
     operator, bias = torch.ops.llmfit.linear_bf16, layer.bias
     return lambda x: operator(x, weight, bias)
+
+
+def _rms_norm(layer: Any) -> Forward | None:
+    """For the norms that compute as Llama's do, which their names do not tell."""
+    weight, epsilon = layer.weight, getattr(layer, "variance_epsilon", getattr(layer, "eps", None))
+    if weight.dim() != 1 or epsilon is None:
+        return None
+    operator = torch.ops.llmfit.rms_norm
+    x = torch.randn(1, 1, len(weight)).to(torch.bfloat16)
+    expected = layer(x).float()
+    difference = (operator(x, weight, epsilon).float() - expected).norm()
+    if not difference <= _NORM_TOLERANCE * expected.norm():
+        return None
+    return lambda x: operator(x, weight, epsilon)
 
 
 def _int8(layer: Any) -> Forward | None:
@@ -140,6 +168,7 @@ def _input_order(layer: Any) -> torch.Tensor | None:
 _INT4 = (StepKernel("llmfit int4", _int4), StepKernel("PyTorch int4pack", _int4pack, own=False))
 _ON_CPU: Mapping[str, tuple[StepKernel, ...]] = {
     "Linear": (StepKernel("llmfit bf16", _bf16),),
+    _NORM: (StepKernel("llmfit RMSNorm", _rms_norm),),
     "Linear8bitLt": (StepKernel("llmfit int8", _int8),),
     "Linear4bit": (StepKernel("llmfit 4-bit", _nf4),),
     "TorchAtenLinear": _INT4,

@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from llmfit.decode.capture import capture, median_s
-from llmfit.decode.step_kernels import Forward, Prepared, kernels_for
+from llmfit.decode.step_kernels import Forward, Prepared, is_norm, kernels_for, width_of
 from llmfit.device.execution import Marks
 from llmfit.kernels.build import why_no_kernels
 from llmfit.kernels.gpu_support import why_no_gpu_kernels
@@ -79,8 +79,8 @@ class StepLinears:
         # A forward of the layer's own, as int8 layers have for many rows, is to be put back.
         self._before = {layer: vars(layer).get("forward") for layer in self._forwards}
         for layer, forward in self._forwards.items():
-            inputs: Any = layer.in_features
-            layer.forward = _for_one_row(forward, layer.forward, inputs, _input_type(layer))
+            general: Forward = layer.forward
+            layer.forward = _for_one_row(forward, general, width_of(layer), _input_type(layer))
 
     def remove(self) -> None:
         """Give the layers back to the library's kernels."""
@@ -105,13 +105,17 @@ class StepLinears:
             yield
 
 
-def choose_step_linears(model: nn.Module, *, own: bool = True) -> StepLinears:
+def choose_step_linears(model: nn.Module, *, own: bool = True, norms: bool = False) -> StepLinears:
     """Try the kernels that can run ``model``'s linear layers for one row, and take the fastest.
 
     For layers that ``step_kernels`` knows; others stay with the library's. Without ``own`` only
-    PyTorch's are tried, and none of llmfit's.
+    PyTorch's are tried, and none of llmfit's. With ``norms`` those too, which a compiler joins with
+    what is around them.
     """
-    layers = [layer for layer in model.modules() if kernels_for(layer)]
+    norms = norms and own
+    layers = [
+        layer for layer in model.modules() if (norms or not is_norm(layer)) and kernels_for(layer)
+    ]
     if not layers:
         return StepLinears()
     on_gpu = _device_of(layers[0]) == "cuda"
@@ -154,6 +158,8 @@ def _device_of(layer: nn.Module) -> Device:
 
 
 def _shape(layer: Any) -> tuple[object, ...]:
+    if is_norm(layer):
+        return (type(layer).__name__, width_of(layer))
     return (type(layer).__name__, layer.in_features, layer.out_features, layer.bias is None)
 
 
@@ -162,7 +168,7 @@ def _try(layers: list[nn.Module], *, own: bool) -> _Trial:
     trial = _Trial(layers)
     device = _device_of(layers[0])
     some: list[Any] = layers[: _LAYERS[device]]
-    x = torch.randn(1, 1, some[0].in_features).to(device, _input_type(some[0]))
+    x = torch.randn(1, 1, width_of(some[0])).to(device, _input_type(some[0]))
     runs: dict[str, list[Forward]] = {_LIBRARY: [layer.forward for layer in some]}
     if trial.plain and device == "cpu":
         runs[_WITHOUT_ONEDNN] = [partial(_run_without_onednn, layer.forward) for layer in some]
@@ -307,7 +313,7 @@ def _fastest(totals: dict[str, float], base: str) -> str:
 def _keep_onednn(trials: Sequence[_Trial]) -> bool:
     """False where the unquantised layers are faster without it, and no other layer may need it."""
     plain = [trial for trial in trials if trial.plain]
-    packed = [trial for trial in trials if not trial.plain]
+    packed = [trial for trial in trials if not trial.plain and not is_norm(trial.layers[0])]
     if not plain or (packed and _fastest(_totals(packed, _LIBRARY), _LIBRARY) == _LIBRARY):
         return True
     if any(_WITHOUT_ONEDNN not in trial.seconds for trial in plain):

@@ -194,6 +194,7 @@ def _describe_results() -> None:
     rows_of("linear_int8", 0, 0)
     rows_of("linear_4bit_packed", 1, 1)
     rows_of("linear_int4", 1, 1)
+    rows_of("rms_norm", 0, 0)
 
     @torch.library.register_fake("llmfit::linears_bf16")
     def side_by_side(

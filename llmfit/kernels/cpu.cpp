@@ -648,6 +648,25 @@ Tensor linear_int4(const Tensor& x, const Tensor& codes, const Tensor& scales_an
   return result;
 }
 
+// ------------------------------------------------------------------ normalisation
+
+// x bf16[..., K] with one row, weight bf16[K] -> bf16[..., K]: x over the root of its mean square, rounded,
+// times the weight, as transformers' Llama and its like have it.
+Tensor rms_norm(const Tensor& x, const Tensor& weight, double epsilon) {
+  const int64_t width = weight.numel();
+  check_inputs(x, width, weight, width);
+  Tensor result = output_like(x, width);
+  const bf16 *in = data<bf16>(x), *by = data<bf16>(weight);
+  bf16* out = mutable_data<bf16>(result);
+  float squares = 0.0f;
+#pragma omp simd reduction(+ : squares)
+  for (int64_t k = 0; k < width; ++k) squares += to_float(in[k]) * to_float(in[k]);
+  const float scale = 1.0f / std::sqrt(squares / static_cast<float>(width) + static_cast<float>(epsilon));
+  for (int64_t k = 0; k < width; ++k)
+    out[k] = to_bf16(to_float(by[k]) * to_float(to_bf16(to_float(in[k]) * scale)));
+  return result;
+}
+
 // ------------------------------------------------------------------ attention
 
 #if LLMFIT_AVX512
@@ -850,6 +869,7 @@ STABLE_TORCH_LIBRARY(llmfit, m) {
   m.def(
       "linear_int4(Tensor x, Tensor codes, Tensor scales_and_zeros, Tensor? bias, int group) "
       "-> Tensor");
+  m.def("rms_norm(Tensor x, Tensor weight, float epsilon) -> Tensor");
   m.def(
       "attend(Tensor query, Tensor keys, Tensor values, Tensor held, float scale, int window) "
       "-> Tensor");
@@ -863,5 +883,6 @@ STABLE_TORCH_LIBRARY_IMPL(llmfit, CPU, m) {
   m.impl("rescale_int8", TORCH_BOX(&rescale_int8));
   m.impl("linear_4bit_packed", TORCH_BOX(&linear_4bit_packed));
   m.impl("linear_int4", TORCH_BOX(&linear_int4));
+  m.impl("rms_norm", TORCH_BOX(&rms_norm));
   m.impl("attend", TORCH_BOX(&attend));
 }

@@ -119,8 +119,18 @@ def test_the_attention_of_the_model_is_as_before_and_the_layers_too() -> None:
     assert model.config._attn_implementation == "sdpa"
 
 
+@pytest.mark.slow
+def test_many_compiled_decoders_live_at_once() -> None:
+    """More than Dynamo would trace of one function; each says what the first one does."""
+    model = make(LlamaForCausalLM, LlamaConfig)
+    decoders = [TorchDecoder(model, batch=1, capacity=32, compiled=True) for _ in range(10)]
+    first, *others = [step_logits(decoder, [1, 2]) for decoder in decoders]
+    for logits in others:
+        torch.testing.assert_close(logits, first, rtol=0, atol=0)
+
+
 def test_the_record_names_the_attention_of_the_steps(embedded: ModelSpec) -> None:
-    """Compiled steps attend by llmfit's kernel on a CPU, uncompiled ones by SDPA."""
+    """Compiled steps attend by llmfit's kernel on a CPU, those of the row sdpa by SDPA."""
     names = {}
     for backend in ("sdpa", "compiled"):
         plan = Plan(backend=backend, model=embedded, device="cpu", threads=1)

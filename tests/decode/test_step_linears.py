@@ -11,6 +11,7 @@ from torch import nn
 from llmfit.backends._hf import HfModel
 from llmfit.backends.registry import get_backend
 from llmfit.decode import step_kernels, step_linears
+from llmfit.decode.step_kernels import width_of
 from llmfit.decode.step_linears import StepLinears, choose_step_linears
 from llmfit.kernels.build import find_compiler
 from llmfit.measure import fit_workload
@@ -109,6 +110,40 @@ def test_other_types_and_devices_are_left_alone() -> None:
         assert chosen.kernel is None and not chosen.trial_s
 
 
+@needs_compiler
+@pytest.mark.usefixtures("preferred")
+def test_norms_that_compute_as_llamas_are_taken_where_they_are_asked_for() -> None:
+    """Gemma's, whose weight is one less than its factor, is left to transformers."""
+    from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
+    from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+    class Normed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.two = Two()
+            self.llama, self.gemma = LlamaRMSNorm(96).bfloat16(), GemmaRMSNorm(96).bfloat16()
+            self.wrapped = LlamaRMSNorm(96).bfloat16()
+            self.wrapped.forward = lambda x: x  # type: ignore[method-assign]
+
+    model = Normed()
+    assert not choose_step_linears(model).runs(model.llama)
+    assert not choose_step_linears(model, own=False, norms=True).runs(model.llama)
+    chosen = choose_step_linears(model, norms=True)
+    assert chosen.runs(model.llama) and chosen.runs(model.two.first)
+    assert not chosen.runs(model.gemma) and not chosen.runs(model.wrapped)
+    assert chosen.notes == ()
+    x = torch.randn(1, 1, 96).bfloat16()
+    with torch.inference_mode():
+        expected = model.llama(x)
+        chosen.install()
+        torch.testing.assert_close(model.llama(x), expected, rtol=2**-7, atol=0)
+        several = torch.randn(1, 3, 96).bfloat16()  # to transformers' own
+        torch.testing.assert_close(model.llama(several)[:, 1:2], LlamaRMSNorm.forward(
+            model.llama, several[:, 1:2]), rtol=0, atol=0)  # fmt: skip
+    chosen.remove()
+    assert "forward" not in vars(model.llama)
+
+
 def test_without_own_kernels_only_pytorchs_are_tried() -> None:
     """The plain rows run what PyTorch has; the trial's seconds are kept."""
     chosen = choose_step_linears(Two(), own=False)
@@ -175,7 +210,7 @@ def test_every_layer_gives_the_librarys_result(
     generator = torch.Generator().manual_seed(1)
     with torch.inference_mode():
         for layer, forward in forwards.items():
-            x = torch.randn(1, 1, int(layer.in_features), generator=generator).bfloat16()  # type: ignore[arg-type]
+            x = torch.randn(1, 1, width_of(layer), generator=generator).bfloat16()
             expected, found = layer.forward(x).float(), forward(x).float()
             if type(layer).__name__ == "Linear8bitLt":
                 torch.testing.assert_close(found, expected, rtol=0, atol=0)

@@ -45,6 +45,23 @@ def assert_rounded(found: torch.Tensor, exact: torch.Tensor, scale: float = 1.0)
     torch.testing.assert_close(found.double(), exact.double(), rtol=STEP, atol=1e-5 * scale)
 
 
+@pytest.mark.parametrize("width", [1, 7, 64, 256, 2048])
+def test_rms_norm_is_that_of_llama(width: int) -> None:
+    """Against transformers' module: a value may be a step of bfloat16 apart, few of them are."""
+    llama = pytest.importorskip("transformers.models.llama.modeling_llama")
+    norm = llama.LlamaRMSNorm(width, eps=1e-5).bfloat16()
+    norm.weight.data = row(width)[0, 0] + 1
+    x = 3 * row(width)
+    with torch.inference_mode():
+        expected = norm(x)
+        found = torch.ops.llmfit.rms_norm(x, norm.weight, 1e-5)
+    assert found.shape == expected.shape
+    torch.testing.assert_close(found.float(), expected.float(), rtol=2 * STEP, atol=0)
+    assert (found != expected).float().mean() < 0.02
+    with pytest.raises(RuntimeError, match="one contiguous row"):
+        torch.ops.llmfit.rms_norm(x.float(), norm.weight, 1e-5)
+
+
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize(("rows", "inputs"), SHAPES)
 def test_bf16_is_the_exact_product_rounded_once(rows: int, inputs: int, biased: bool) -> None:
