@@ -318,6 +318,7 @@ def _with_speed(plan: Plan, machine: Machine) -> Plan:
         machine.hardware(plan.device),
         records=machine.records,
         kv_cache_dtype=plan.kv_cache_dtype,
+        gpus=plan.gpus,
     )
     return replace(plan, predicted_tokens_per_s=decode)
 

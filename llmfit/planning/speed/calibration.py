@@ -102,20 +102,24 @@ def efficiency_for(
     *,
     records: Sequence[RunRecord],
     kv_cache_dtype: KvCacheDtype | None = None,
+    gpus: int = 1,
 ) -> Efficiency:
     """What ``backend`` reaches on ``hardware`` at ``work``, and what that rests on.
+
+    A decode step is one graph, but over several ``gpus`` and with a quantised cache.
 
     Records of the same format, KV cache and part, newest first, as many as ``MOST_RECORDS``; then
     what others published for that very part; then the stated default.
     """
     # Of the compiled row the decode step alone is compiled.
     runs_as = "sdpa" if (phase, backend) == ("prefill", "compiled") else backend
-    default = stated(runs_as, hardware, kv_cache_dtype)
+    one_graph = phase == "decode" and kv_cache_dtype is None and gpus == 1
+    default = stated(runs_as, hardware, kv_cache_dtype, one_graph=one_graph)
     own = _own(phase, spec, backend, hardware, records, kv_cache_dtype)
     if own:
         return calibrated(work, own, default, hardware, _own_basis)
     if phase == "decode" and kv_cache_dtype is None:
-        found = _published(spec, backend, hardware)
+        found = _published(spec, backend, hardware, one_graph)
         if found:
             return calibrated(work, found, default, hardware, _published_basis)
     return default
@@ -162,18 +166,17 @@ def fitted(cost: Cost, sample: Sample) -> Cost:
     """``cost`` moved no further than it takes to predict the sample's time exactly.
 
     The part that decides the time takes the difference. The other one keeps its default, unless
-    that alone would be longer: then it is cut, on a CPU to half the time, as the two add up.
+    that alone would be longer: then it is cut, to half the time where the two add up.
     """
     busy, waiting = busy_and_waiting_s(sample.work, cost, sample.hardware)
     taken = sample.seconds
-    adds_up = sample.hardware.kind == "cpu"
-    room = taken / 2 if adds_up else taken
+    room = taken / 2 if cost.adds_up else taken
     if waiting > busy:
         new_busy = min(busy, room)
-        new_waiting = taken - new_busy if adds_up else taken
+        new_waiting = taken - new_busy if cost.adds_up else taken
     else:
         new_waiting = min(waiting, room)
-        new_busy = taken - new_waiting if adds_up else taken
+        new_busy = taken - new_waiting if cost.adds_up else taken
     return cost.faster(busy / new_busy, waiting / new_waiting)
 
 
@@ -299,11 +302,11 @@ def _of_record(
 # ---------------------------------------------------------------- published figures
 
 
-def _published(spec: ModelSpec, backend: str, hardware: Hardware) -> list[Sample]:
+def _published(spec: ModelSpec, backend: str, hardware: Hardware, one_graph: bool) -> list[Sample]:
     """What was published for this part and format, without what its bandwidth rules out."""
-    rates = published(hardware.name, backend)
+    rates = published(hardware.name, backend, one_graph=one_graph)
     if not rates and backend in _SIBLINGS:
-        rates = published(hardware.name, _SIBLINGS[backend])
+        rates = published(hardware.name, _SIBLINGS[backend], one_graph=one_graph)
     samples = (_of_published(rate, spec, backend, hardware) for rate in rates)
     return _same_model([sample for sample in samples if sample is not None], spec)
 

@@ -1,8 +1,9 @@
 """How much of the hardware's limits each format reaches: stated defaults, with their sources.
 
     busy    = detour bytes ÷ B·b + max(bytes read ÷ B·b, FLOPs ÷ F·c)
-    waiting = layers started × seconds each                 (Python, launches, threads that meet)
-    GPU: max(busy, waiting), since launches run ahead      CPU: busy + waiting
+    waiting = layers started × seconds each    (Python, launches, small kernels, threads that meet)
+    a GPU's kernels launched one by one: max(busy, waiting), since launches run ahead
+    a step that is one graph on a GPU, and any on a CPU: busy + waiting
 
 B and F are the bandwidth and the arithmetic of the part, b and c the shares of them that are
 reached. Small models wait, large ones are busy, so the two are kept apart: what was seen of the
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 from llmfit.planning.memory.kv_cache import is_llama_cpp
@@ -32,10 +34,13 @@ class Cost:
     """Share of the part's arithmetic that is reached."""
     layer_s: float
     """Seconds for each start of a decoder layer, whatever its size."""
+    adds_up: bool
+    """Whether the part stands still meanwhile: on a GPU whose launches run ahead it does not."""
 
     def faster(self, busy: float, waiting: float) -> Cost:
         """The cost with the busy and the waiting time each divided by its factor."""
-        return Cost(
+        return replace(
+            self,
             bandwidth_share=self.bandwidth_share * busy,
             compute_share=self.compute_share * busy,
             layer_s=self.layer_s / waiting,
@@ -65,15 +70,26 @@ def busy_and_waiting_s(work: Work, cost: Cost, hardware: Hardware) -> tuple[floa
 
 
 def seconds(work: Work, cost: Cost, hardware: Hardware) -> float:
-    """Time of ``work``. On a GPU the host starts layers while the last ones still run."""
+    """Time of ``work``."""
     busy, waiting = busy_and_waiting_s(work, cost, hardware)
-    return busy + waiting if hardware.kind == "cpu" else max(busy, waiting)
+    return busy + waiting if cost.adds_up else max(busy, waiting)
 
 
-def stated(backend: str, hardware: Hardware, kv_cache_dtype: KvCacheDtype | None) -> Efficiency:
-    """The default for a format on such a part, to be used where nothing was measured."""
+def stated(
+    backend: str,
+    hardware: Hardware,
+    kv_cache_dtype: KvCacheDtype | None,
+    *,
+    one_graph: bool = False,
+) -> Efficiency:
+    """The default for a format on such a part, to be used where nothing was measured.
+
+    ``one_graph`` is a decode step that a GPU runs as one graph, where llmfit captures the format's.
+    """
     name = backend.partition(":")[0]
     place: Place = "cpu" if hardware.kind == "cpu" else "gpu"
+    if one_graph and place == "gpu" and name in _ONE_GRAPH:
+        return _ONE_GRAPH[name]
     efficiency = _STATED.get((name, place)) or _of_an_unstated_format(place)
     if place == "gpu" and _DESKTOP_CARD.search(hardware.name):
         efficiency = _beside_a_desktop(efficiency)
@@ -146,10 +162,12 @@ def _range(
     compute: tuple[float, float, float],
     layer_ms: tuple[float, float, float],
     source: str,
+    *,
+    adds_up: bool = False,
 ) -> Efficiency:
     """Slowest, expected and fastest of each figure, in this order."""
     low, estimate, high = (
-        Cost(bandwidth_share=b, compute_share=c, layer_s=ms / 1e3)
+        Cost(bandwidth_share=b, compute_share=c, layer_s=ms / 1e3, adds_up=adds_up)
         for b, c, ms in zip(bandwidth, compute, layer_ms, strict=True)
     )
     return Efficiency(
@@ -159,8 +177,11 @@ def _range(
 
 _BNB = "bitsandbytes' benchmark"
 _QWEN = "Qwen's benchmarks"
-_TWO_CORES = "rates on two CPU cores"
+_CORES = "rates on two CPU cores"
 _LLAMA_CPP = "llama.cpp's benchmarks"
+_H200 = "llmfit's rows on an H200"
+
+_adding = partial(_range, adds_up=True)
 
 _STATED: dict[tuple[str, Place], Efficiency] = {
     # GPU: seconds a layer are those beside a server's CPU, the slowest those of small cloud hosts.
@@ -208,14 +229,35 @@ _STATED: dict[tuple[str, Place], Efficiency] = {
     # kernels, for which no compiler may be there, and an 8 B one's 0.43 to 0.45 in bf16
     # (rtx3090_llama31_8b_cpu.json). The arithmetic is a share of the cores' multiply-adds in their
     # widest registers.
-    ("bf16", "cpu"): _range((0.38, 0.75, 0.98), (0.10, 0.30, 0.80), (0.90, 0.52, 0.25), _TWO_CORES),
-    ("sdpa", "cpu"): _range((0.40, 0.80, 1.00), (0.10, 0.35, 0.85), (0.75, 0.37, 0.18), _TWO_CORES),
-    ("compiled", "cpu"): _range(
-        (0.40, 0.87, 1.00), (0.10, 0.35, 0.85), (0.65, 0.04, 0.02), _TWO_CORES
+    ("bf16", "cpu"): _adding((0.38, 0.75, 0.98), (0.10, 0.30, 0.80), (0.90, 0.52, 0.25), _CORES),
+    ("sdpa", "cpu"): _adding((0.40, 0.80, 1.00), (0.10, 0.35, 0.85), (0.75, 0.37, 0.18), _CORES),
+    ("compiled", "cpu"): _adding(
+        (0.40, 0.87, 1.00), (0.10, 0.35, 0.85), (0.65, 0.04, 0.02), _CORES
     ),
-    ("int8", "cpu"): _range((0.20, 0.70, 0.95), (0.06, 0.45, 0.80), (1.50, 0.37, 0.20), _TWO_CORES),
-    ("nf4", "cpu"): _range((0.20, 0.80, 0.98), (0.08, 0.50, 0.85), (0.70, 0.34, 0.17), _TWO_CORES),
-    ("gptq", "cpu"): _range((0.30, 0.80, 0.98), (0.08, 0.50, 0.85), (0.55, 0.35, 0.15), _TWO_CORES),
-    ("awq", "cpu"): _range((0.30, 0.80, 0.98), (0.08, 0.50, 0.85), (0.55, 0.35, 0.15), _TWO_CORES),
-    ("gguf", "cpu"): _range((0.55, 0.90, 1.00), (0.10, 0.40, 0.90), (0.20, 0.08, 0.02), _TWO_CORES),
+    ("int8", "cpu"): _adding((0.20, 0.70, 0.95), (0.06, 0.45, 0.80), (1.50, 0.37, 0.20), _CORES),
+    ("nf4", "cpu"): _adding((0.20, 0.80, 0.98), (0.08, 0.50, 0.85), (0.70, 0.34, 0.17), _CORES),
+    ("gptq", "cpu"): _adding((0.30, 0.80, 0.98), (0.08, 0.50, 0.85), (0.55, 0.35, 0.15), _CORES),
+    ("awq", "cpu"): _adding((0.30, 0.80, 0.98), (0.08, 0.50, 0.85), (0.55, 0.35, 0.15), _CORES),
+    ("gguf", "cpu"): _adding((0.55, 0.90, 1.00), (0.10, 0.40, 0.90), (0.20, 0.08, 0.02), _CORES),
 }
+
+_ONE_GRAPH: dict[str, Efficiency] = {
+    # Decode steps of Llama-3.1-8B on an H200 of 4,800 GB/s (benchmarks/results/decode_gpu.json):
+    # 7.4 and 7.3 ms captured alone, of which 32 layers' small kernels take 0.11 ms each; compiled
+    # 4.1 ms, and 0.02 ms a layer. The slowest of it is gpt-fast's 9.5 ms for Llama-2-7B's 13.2 GB
+    # on an A100 that is held to 330 W. The shares of 4 bits rise where bandwidth is scarcer beside
+    # integer arithmetic, of which a code takes three instructions. LLM.int8() is between.
+    "bf16": _adding((0.50, 0.85, 0.98), (0.30, 0.50, 0.70), (0.30, 0.115, 0.04), _H200),
+    "sdpa": _adding((0.50, 0.85, 0.98), (0.35, 0.55, 0.75), (0.30, 0.112, 0.04), _H200),
+    "compiled": _adding(
+        (0.50, 0.85, 0.98),
+        (0.35, 0.55, 0.75),
+        (0.040, 0.015, 0.005),
+        f"{_H200}, gpt-fast on an A100",
+    ),
+    "int8": _adding((0.25, 0.60, 0.95), (0.20, 0.35, 0.60), (0.060, 0.025, 0.008), _H200),
+    "nf4": _adding((0.30, 0.48, 0.92), (0.30, 0.50, 0.70), (0.045, 0.020, 0.006), _H200),
+    "gptq": _adding((0.35, 0.61, 0.95), (0.30, 0.50, 0.70), (0.045, 0.020, 0.006), _H200),
+    "awq": _adding((0.35, 0.61, 0.95), (0.30, 0.50, 0.70), (0.045, 0.020, 0.006), _H200),
+}
+"""Decode steps on a GPU, of a sequence or a batch, that llmfit's decoder runs as one graph."""

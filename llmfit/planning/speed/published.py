@@ -1,7 +1,7 @@
 """Decode rates that others published, by card and format: a measure of what an engine reaches.
 
-Left out on purpose: engines of another kind than the row's (vLLM, SGLang, TensorRT-LLM's INT4),
-whose kernels say nothing about ours, and figures whose card is not named.
+Left out on purpose: engines of another kind than the row's (vLLM beside its own row, SGLang,
+TensorRT-LLM), whose kernels say nothing about ours, and figures whose card is not named.
 """
 
 from __future__ import annotations
@@ -23,13 +23,19 @@ class PublishedRate:
     tokens_per_s: float
     engine: str
     """What it was measured with."""
+    one_graph: bool
+    """Whether that runs a step as one graph, as llmfit does, or launches its kernels one by one."""
     source: str
 
 
-def published(hardware_name: str, backend: str) -> tuple[PublishedRate, ...]:
-    """Figures of this card in this format; empty where none is known here."""
+def published(hardware_name: str, backend: str, *, one_graph: bool) -> tuple[PublishedRate, ...]:
+    """Figures of this card in this format by such engines; empty where none is known here."""
     row = backend.partition(":")[0]
-    return tuple(rate for rate in RATES if rate.hardware == hardware_name and rate.backend == row)
+    return tuple(
+        rate
+        for rate in RATES
+        if (rate.hardware, rate.backend, rate.one_graph) == (hardware_name, row, one_graph)
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +45,7 @@ class _Run:
     hardware: str
     engine: str
     source: str
+    one_graph: bool = False
 
     def rates(self, figures: Mapping[str, Mapping[str, float]]) -> tuple[PublishedRate, ...]:
         """Tokens per second by hub id, then by row."""
@@ -49,6 +56,7 @@ class _Run:
                 model=model,
                 tokens_per_s=rate,
                 engine=self.engine,
+                one_graph=self.one_graph,
                 source=self.source,
             )
             for model, by_backend in figures.items()
@@ -67,6 +75,7 @@ _GPT_FAST = _Run(
     hardware="NVIDIA A100-SXM4-80GB",
     engine="gpt-fast",
     source="pytorch-labs/gpt-fast, README.md, 330 W, prompt of 5 tokens",
+    one_graph=True,
 )
 _QWEN25 = _Run(
     hardware="NVIDIA A100-SXM4-80GB",
@@ -77,11 +86,13 @@ _QWEN25_VLLM = _Run(
     hardware="NVIDIA A100-SXM4-80GB",
     engine="vLLM 0.6.3",
     source="QwenLM/Qwen2.5, docs/source/benchmark/speed_benchmark.rst, input 1, output 2048",
+    one_graph=True,
 )
 _LLAMA_CPP_3080 = _Run(
     hardware="NVIDIA GeForce RTX 3080",
     engine="llama.cpp b3622",
     source="dmatora/LLM-inference-speed-benchmarks, issue 12, llama-bench in Q4_K_M",
+    one_graph=True,
 )
 _QWEN3 = _Run(
     hardware="NVIDIA H20",
@@ -99,10 +110,11 @@ _BNB_H100 = _Run(
     engine="transformers 4.46",
     source=_BNB_README,
 )
-_TENSORRT = _Run(
+_LLMFIT = _Run(
     hardware="NVIDIA H200",
-    engine="TensorRT-LLM",
-    source="TensorRT-LLM's figures for Llama-3.1-8B in bf16, batch 1",
+    engine="llmfit",
+    source="llmfit, benchmarks/results/decode_gpu.json, prompt of 512 tokens, 256 new ones",
+    one_graph=True,
 )
 
 RATES: tuple[PublishedRate, ...] = (
@@ -163,5 +175,16 @@ RATES: tuple[PublishedRate, ...] = (
             "meta-llama/Llama-3.1-70B": {"nf4": 12.00, "int8": 5.04},
         }
     ),
-    *_TENSORRT.rates({_LLAMA: {"compiled": 173.8}}),
+    *_LLMFIT.rates(
+        {
+            _LLAMA: {
+                "bf16": 134.5,
+                "sdpa": 137.6,
+                "compiled": 242.1,
+                "nf4": 353.8,
+                "gptq": 443.0,
+                "awq": 444.8,
+            }
+        }
+    ),
 )

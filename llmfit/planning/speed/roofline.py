@@ -39,9 +39,11 @@ def predict_speed(
     *,
     records: Sequence[RunRecord],
     kv_cache_dtype: KvCacheDtype | None = None,
+    gpus: int = 1,
 ) -> tuple[SpeedPrediction | None, SpeedPrediction | None]:
     """Decode and prefill rates of a row on ``hardware``, the part that it would run on.
 
+    Layers on several ``gpus`` run one after the other, as fast as on one but for their launches.
     ``records`` are this machine's, newest first; those of other parts are left out, and the
     bandwidth that they measured takes the place of the data sheet's, unless ``hardware`` was
     measured itself. None where the shape, the format's layout, or a limit of the hardware is not
@@ -56,8 +58,9 @@ def predict_speed(
     if decode is None or prefill is None:
         return None, None
     reached = efficiency_for(
-        "decode", decode, spec, backend, hardware, records=records, kv_cache_dtype=kv_cache_dtype
-    )
+        "decode", decode, spec, backend, hardware, records=records, kv_cache_dtype=kv_cache_dtype,
+        gpus=gpus,
+    )  # fmt: skip
     decode_rate = predicted_rate(decode, hardware, reached)
     if hardware.flops is None:  # the arithmetic decides a prefill
         return decode_rate, None

@@ -279,17 +279,31 @@ def test_the_measured_bandwidth_takes_the_place_of_the_data_sheets() -> None:
 # ---------------------------------------------------------------- published figures
 
 
-def _publish(monkeypatch: pytest.MonkeyPatch, *rates: float) -> None:
+def _publish(monkeypatch: pytest.MonkeyPatch, *rates: float, one_graph: bool = True) -> None:
     """Let these decode rates of Llama-3.1-8B be all that was published."""
     table = tuple(
         PublishedRate(
             hardware=GPU.name, backend="sdpa", model=LARGE, tokens_per_s=rate,
-            engine="an engine", source="a report",
+            engine="an engine", one_graph=one_graph, source="a report",
         )
         for rate in rates
     )  # fmt: skip
-    found = {(GPU.name, "sdpa"): table}
-    monkeypatch.setattr(calibration, "published", lambda *asked: found.get(asked, ()))
+    found = {(GPU.name, "sdpa", one_graph): table}
+
+    def published(hardware: str, backend: str, *, one_graph: bool) -> tuple[PublishedRate, ...]:
+        return found.get((hardware, backend, one_graph), ())
+
+    monkeypatch.setattr(calibration, "published", published)
+
+
+def test_figures_of_engines_that_launch_each_kernel_are_of_rows_that_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """They say nothing of a step that is one graph, and all of layers on several GPUs."""
+    _publish(monkeypatch, 20.0, one_graph=False)
+    assert _decode([], hardware=GPU, workload=Workload()).basis.startswith("stated default")
+    spread = _decode([], hardware=GPU, workload=Workload(), gpus=2)
+    assert spread.estimate == pytest.approx(20.0)
 
 
 def test_own_records_come_before_published_figures(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -357,6 +371,7 @@ def test_a_cost_is_moved_until_it_predicts_the_sample() -> None:
             bandwidth_share=rng.uniform(0.1, 1.0),
             compute_share=rng.uniform(0.1, 1.0),
             layer_s=10 ** rng.uniform(-6, -2),
+            adds_up=rng.choice([True, False]),
         )
         taken = 10 ** rng.uniform(-4, 2)
         sample = Sample(work=work, seconds=taken, hardware=part, model="m", label="l", margin=0.1)

@@ -393,9 +393,10 @@ def test_published_rates_name_parts_and_models_of_the_tables() -> None:
     for rate in RATES:
         assert find_gpu(rate.hardware).name == rate.hardware
         assert find(rate.model) is not None, rate.model
-        assert rate in published(rate.hardware, rate.backend)
-    assert published("NVIDIA GeForce RTX 3090", "gguf:q4_k_m") == ()
-    assert published("NVIDIA T1000", "bf16") == ()
+        assert rate in published(rate.hardware, rate.backend, one_graph=rate.one_graph)
+        assert rate not in published(rate.hardware, rate.backend, one_graph=not rate.one_graph)
+    assert published("NVIDIA GeForce RTX 3090", "gguf:q4_k_m", one_graph=True) == ()
+    assert published("NVIDIA T1000", "bf16", one_graph=False) == ()
 
 
 def test_published_bf16_rates_are_within_what_the_cards_can_read() -> None:
