@@ -89,13 +89,30 @@ def stated(
     name = backend.partition(":")[0]
     place: Place = "cpu" if hardware.kind == "cpu" else "gpu"
     if one_graph and place == "gpu" and name in _ONE_GRAPH:
-        return _ONE_GRAPH[name]
+        return _of_one_graph(name, hardware)
     efficiency = _STATED.get((name, place)) or _of_an_unstated_format(place)
     if place == "gpu" and _DESKTOP_CARD.search(hardware.name):
         efficiency = _beside_a_desktop(efficiency)
     if kv_cache_dtype is not None and not is_llama_cpp(backend):
         efficiency = _with_quantised_cache(efficiency)
     return _with_guessed_bandwidth(efficiency) if is_guess(hardware) else efficiency
+
+
+def _of_one_graph(name: str, hardware: Hardware) -> Efficiency:
+    """As on an H200; where less bandwidth has to be kept up with, packed codes reach more of it."""
+    efficiency = _ONE_GRAPH[name]
+    if name not in _PACKED or hardware.bandwidth is None:
+        return efficiency
+    slower = max(1.0, _H200_BANDWIDTH / hardware.bandwidth)
+
+    def reached(cost: Cost, most: float) -> Cost:
+        return replace(cost, bandwidth_share=min(most, slower * cost.bandwidth_share))
+
+    return replace(
+        efficiency,
+        low=reached(efficiency.low, 0.55),
+        estimate=reached(efficiency.estimate, 0.80),
+    )
 
 
 def _of_an_unstated_format(place: Place) -> Efficiency:
@@ -241,6 +258,10 @@ _STATED: dict[tuple[str, Place], Efficiency] = {
     ("gguf", "cpu"): _adding((0.55, 0.90, 1.00), (0.10, 0.40, 0.90), (0.20, 0.08, 0.02), _CORES),
 }
 
+_H200_BANDWIDTH = 4_800e9
+_PACKED = frozenset({"int8", "nf4", "gptq", "awq"})
+"""Unpacking takes integer arithmetic, on an H200 more time than reading. GPUs of any size have 4 to
+20 T such operations a second, and an eighteenth to all of that card's bandwidth."""
 _ONE_GRAPH: dict[str, Efficiency] = {
     # Decode steps of Llama-3.1-8B on an H200 of 4,800 GB/s (benchmarks/results/decode_gpu.json):
     # 7.4 and 7.3 ms captured alone, of which 32 layers' small kernels take 0.11 ms each; compiled

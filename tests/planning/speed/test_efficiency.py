@@ -107,6 +107,15 @@ def test_rates_of_steps_that_are_one_graph_lie_in_the_stated_range(
         assert predicted.estimate == pytest.approx(rate, rel=0.1)
 
 
+def test_codes_reach_more_of_a_scarcer_bandwidth() -> None:
+    """Unpacking, which an H200 waits for, keeps up with an eighteenth of its bandwidth."""
+    fast, slow = (stated("nf4", find_gpu(card), None, one_graph=True) for card in ("H200", "4060"))
+    assert fast.estimate.bandwidth_share < 0.5 and slow.estimate.bandwidth_share == 0.80
+    assert fast.low.bandwidth_share < slow.low.bandwidth_share < slow.estimate.bandwidth_share
+    plain = [stated("sdpa", find_gpu(card), None, one_graph=True) for card in ("H200", "4060")]
+    assert plain[0] == plain[1]
+
+
 def test_a_row_that_is_not_captured_is_expected_to_launch_its_kernels() -> None:
     """With a quantised cache, or its layers on several GPUs; a fast card waits for Python then."""
     card = replace(find_gpu("H100"), name="a card that nothing is published of")
@@ -186,7 +195,7 @@ def test_a_prefill_is_not_compiled() -> None:
     plain = predict_speed(spec, "sdpa", short, GPU, records=())
     assert compiled[1] == plain[1]
     assert compiled[0] is not None and plain[0] is not None
-    assert compiled[0].estimate > 10 * plain[0].estimate
+    assert compiled[0].estimate > 6 * plain[0].estimate
 
 
 def test_a_quantised_cache_is_expected_to_cost_launches() -> None:
