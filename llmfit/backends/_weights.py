@@ -33,7 +33,10 @@ def put_into_huge_pages(model: nn.Module) -> int | None:
     ranges = {
         (each.data_ptr(), _bytes(each))
         for each in _held(model)
-        if each.device.type == "cpu" and not each.is_shared() and each.data_ptr() not in skipped
+        if each.device.type == "cpu"
+        and each.is_contiguous()  # else its bytes may lie elsewhere
+        and not each.is_shared()
+        and each.data_ptr() not in skipped
     }
     move_to_huge_pages(ranges)
     return bytes_in_huge_pages(ranges)

@@ -82,3 +82,27 @@ def test_the_record_tells_the_bytes(tmp_path: Path) -> None:
     assert json.loads(to_json(record))["huge_page_bytes"] == told
     assert record.memory is not None and record.memory.peak_bytes is not None
     assert record.memory.peak_bytes < 2 * held + 40e6
+
+
+def test_tensors_whose_values_lie_elsewhere_are_left_alone() -> None:
+    """One value that stands for 64 MiB of them, and shared memory: nothing beside them is read."""
+    import torch
+
+    from llmfit.backends._weights import put_into_huge_pages
+
+    class Odd(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("expanded", torch.ones(1).expand(1 << 24))
+            self.register_buffer("shared", torch.ones(1 << 22).share_memory_())
+            self.register_buffer("whole", torch.ones(1 << 22))
+
+        def get_input_embeddings(self) -> None:
+            return None
+
+        get_output_embeddings = get_input_embeddings
+
+    model = Odd()
+    told = put_into_huge_pages(model)
+    assert told is not None and 0.8 * model.whole.nbytes < told <= model.whole.nbytes
+    assert float(model.whole.sum()) == 1 << 22 and float(model.shared.sum()) == 1 << 22
