@@ -69,6 +69,8 @@ class StepLinears:
         """Seconds that each candidate took for one step's layers, by their class."""
         self.notes = notes
         self._forwards = forwards or {}
+        # As they were bound: a model may be converted later, and runs by the library then.
+        self._types = {layer: _input_type(layer) for layer in self._forwards}
         self._onednn = onednn
         self._before: dict[nn.Module, Any] | None = None
 
@@ -80,7 +82,7 @@ class StepLinears:
         self._before = {layer: vars(layer).get("forward") for layer in self._forwards}
         for layer, forward in self._forwards.items():
             general: Forward = layer.forward
-            layer.forward = _for_one_row(forward, general, width_of(layer), _input_type(layer))
+            layer.forward = _for_one_row(forward, general, width_of(layer), self._types[layer])
 
     def remove(self) -> None:
         """Give the layers back to the library's kernels."""

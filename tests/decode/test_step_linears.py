@@ -112,6 +112,21 @@ def test_other_types_and_devices_are_left_alone() -> None:
 
 @needs_compiler
 @pytest.mark.usefixtures("preferred")
+def test_a_model_that_is_converted_later_runs_by_the_library() -> None:
+    """Kernels are bound to bfloat16 weights; in float32 the layers are PyTorch's alone."""
+    model, x = Two(), torch.randn(1, 1, 96)
+    chosen = choose_step_linears(model)
+    assert chosen.kernel == "llmfit bf16"
+    model.float()
+    with torch.inference_mode():
+        expected = model(x)
+        chosen.install()
+        torch.testing.assert_close(model(x), expected, rtol=0, atol=0)
+    chosen.remove()
+
+
+@needs_compiler
+@pytest.mark.usefixtures("preferred")
 def test_norms_that_compute_as_llamas_are_taken_where_they_are_asked_for() -> None:
     """Gemma's, whose weight is one less than its factor, is left to transformers."""
     from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
