@@ -13,13 +13,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from llmfit.device.control_groups import LISTING, MOUNT, groups_of
 from llmfit.device.nvml import nvml_device
 from llmfit.records import Device
 from llmfit.reliability import Conditions, GpuConditions
 
 _CPU_FOLDER = Path("/sys/devices/system/cpu")
-_CGROUP_LIST = Path("/proc/self/cgroup")
-_CGROUP_MOUNT = Path("/sys/fs/cgroup")
 
 _SLOWDOWNS = (
     ("nvmlClocksEventReasonSwThermalSlowdown", "heat"),
@@ -96,28 +95,17 @@ def overheated_count(folder: Path = _CPU_FOLDER) -> int | None:
     return sum(counts) + (shared or 0)
 
 
-def held_back_s(listing: Path = _CGROUP_LIST, mount: Path = _CGROUP_MOUNT) -> float | None:
+def held_back_s(listing: Path = LISTING, mount: Path = MOUNT) -> float | None:
     """Seconds that CPU quotas held this process's control group, or one above it, back.
 
     None where there is no such group. Source: the kernel's cgroup-v2.rst (``throttled_usec``)
     and scheduler/sched-bwc.rst (version 1, ``throttled_time`` in nanoseconds).
     """
-    try:
-        lines = listing.read_text().splitlines()
-    except OSError:
-        return None
-    found = []
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers and "cpu" not in controllers.split(","):
-            continue
-        for root in (mount / (controllers or "unified"), mount):
-            group = root / path.lstrip("/")
-            groups = [group, *(above for above in group.parents if above.is_relative_to(root))]
-            found += [held for place in groups if (held := _held_in_group_s(place)) is not None]
-            if found:
-                break
-    return sum(found) if found else None
+    for groups in groups_of("cpu", listing, mount):
+        found = [held for group in groups if (held := _held_in_group_s(group)) is not None]
+        if found:
+            return sum(found)
+    return None
 
 
 def _held_in_group_s(group: Path) -> float | None:

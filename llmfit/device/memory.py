@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llmfit.device.control_groups import memory_left_bytes
 from llmfit.device.nvml import driver_used_bytes
 from llmfit.records import Device
 
@@ -156,14 +157,15 @@ def _of_glibc(name: str, *arguments: Any) -> None:
 
 
 def free_bytes(device: Device) -> int:
-    """Memory that is free now: the GPU's, or the RAM that the system can give."""
+    """Memory that is free now: the GPU's, or the RAM that system and control groups give."""
     import psutil
 
     if device == "cuda":
         import torch
 
         return int(torch.cuda.mem_get_info()[0])
-    return int(psutil.virtual_memory().available)
+    available, left = int(psutil.virtual_memory().available), memory_left_bytes()
+    return available if left is None else min(available, left)
 
 
 def wake_gpu() -> None:
