@@ -299,7 +299,8 @@ class Kernel:
     linear: str
     attention: str
     step: str | None = None
-    """Kernels of the linear layers in decode steps of one sequence; None where ``linear``."""
+    """Kernels of linear layers and norms in decode steps of one sequence; None where the
+    library's."""
     trial_s: dict[str, dict[str, float]] = field(default_factory=dict)
     """Seconds that a trial measured for all layers, by the kernel: of one step by the class of the
     layers, or, for 4-bit kernels on a GPU, by the number of tokens run at once."""

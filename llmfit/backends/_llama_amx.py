@@ -39,19 +39,22 @@ REBUILD = (
 def why_not_amx() -> str | None:
     """None where llama.cpp has no AMX kernels or they run; else a note. Tried once a process.
 
-    Raises ModelLoadError where the child fails by itself, with its last line.
+    Raises ModelLoadError where the child fails by itself, with its last line, or does not end.
     """
     import llama_cpp
 
     if b"AMX_INT8 = 1" not in llama_cpp.llama_print_system_info():
         return None
-    with (
-        tempfile.TemporaryDirectory() as folder
-    ):  # the child's file, which it may not live to remove
-        child = subprocess.run(
-            [sys.executable, "-m", __name__, folder],
-            capture_output=True, text=True, timeout=_TIME_LIMIT_S, check=False,
-        )  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:  # the child may not live to remove its file
+        command = [sys.executable, "-m", __name__, folder]
+        try:
+            child = subprocess.run(
+                command, capture_output=True, text=True, timeout=_TIME_LIMIT_S, check=False
+            )
+        except subprocess.TimeoutExpired as exc:
+            raise ModelLoadError(
+                f"the trial of llama.cpp's AMX kernels took more than {_TIME_LIMIT_S:.0f} s."
+            ) from exc
     if child.returncode == 0:
         return None
     if child.returncode > 0:

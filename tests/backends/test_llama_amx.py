@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from llmfit.backends import gguf
+from llmfit.backends import _llama_amx, gguf
 from llmfit.backends._llama_amx import why_not_amx
 from llmfit.decode.base import GREEDY
 from llmfit.deployer import Deployer
@@ -73,6 +73,16 @@ def test_a_trial_that_fails_by_itself_is_an_error(
     failing = python_that("echo no room left >&2; exit 3", tmp_path)
     monkeypatch.setattr(sys, "executable", failing)
     with pytest.raises(ModelLoadError, match="AMX kernels failed, it said: no room left"):
+        why_not_amx()
+
+
+def test_a_trial_that_does_not_end_is_an_error(
+    amx_build: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row is not kept waiting by it."""
+    monkeypatch.setattr(_llama_amx, "_TIME_LIMIT_S", 0.2)
+    monkeypatch.setattr(sys, "executable", python_that("exec sleep 30", tmp_path))
+    with pytest.raises(ModelLoadError, match="AMX kernels took more than"):
         why_not_amx()
 
 
