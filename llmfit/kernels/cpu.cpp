@@ -14,6 +14,7 @@
 #include <torch/headeronly/util/Half.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -47,6 +48,28 @@ inline void ask_ahead(const void* now) {
 
 inline void ask_far_ahead(const void* now) {
   __builtin_prefetch(static_cast<const char*>(now) + 4096, 0, 2);
+}
+
+// Calls f(begin, end) for parts of 0 ... count - 1 on all threads, until every part is done.
+//
+// A thread takes a share of what is left, again and again: one that starts late, or that the system
+// holds up, gets less, where the others would wait for its half. The last parts are of `grain`. Of
+// few grains, in which nobody is held up for long, each thread has its part at once.
+template <typename F>
+void share_out(int64_t count, int64_t grain, const F& f) {
+  const int64_t threads = torch::stable::get_num_threads();
+  if (count <= 8 * threads * grain) return torch::stable::parallel_for(0, count, grain, f);
+  std::atomic<int64_t> next{0};
+  torch::stable::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
+    int64_t begin = next.load(std::memory_order_relaxed);
+    while (begin < count) {
+      const int64_t left = count - begin;
+      const int64_t end = begin + std::min(left, std::max(grain, left / (2 * threads)));
+      if (!next.compare_exchange_weak(begin, end, std::memory_order_relaxed)) continue;
+      f(begin, end);
+      begin = next.load(std::memory_order_relaxed);
+    }
+  });
 }
 
 inline float to_float(bf16 value) {
@@ -201,7 +224,7 @@ Tensor linear_bf16(const Tensor& x, const Tensor& weight, const std::optional<Te
   const bf16 *in = data<bf16>(x), *matrix = data<bf16>(weight), *added = bias_data(bias);
   bf16* out = mutable_data<bf16>(result);
   const int64_t grain = std::max<int64_t>(1, kGrainBytes / (2 * inputs));
-  torch::stable::parallel_for(0, rows, grain, [&](int64_t begin, int64_t end) {
+  share_out(rows, grain, [&](int64_t begin, int64_t end) {
     products(matrix, in, inputs, begin, end, added, out);
   });
   return result;
@@ -229,7 +252,7 @@ Tensor linears_bf16(const Tensor& x, const std::vector<Tensor>& weights,
   const bf16* in = data<bf16>(x);
   bf16* out = mutable_data<bf16>(result);
   const int64_t grain = std::max<int64_t>(1, kGrainBytes / (2 * inputs));
-  torch::stable::parallel_for(0, rows, grain, [&](int64_t begin, int64_t end) {
+  share_out(rows, grain, [&](int64_t begin, int64_t end) {
     for (size_t i = 0; i < weights.size(); ++i) {
       const int64_t first = std::max<int64_t>(0, begin - starts[i]);
       const int64_t last = std::min<int64_t>(weights[i].size(0), end - starts[i]);
@@ -316,7 +339,7 @@ Tensor linear_int8(const Tensor& x, const Tensor& weight, const Tensor& absmax,
   for (const int64_t k : outliers) shifted[k] = 128;
 
   const int64_t grain = std::max<int64_t>(1, kGrainBytes / inputs);
-  torch::stable::parallel_for(0, rows, grain, [&](int64_t begin, int64_t end) {
+  share_out(rows, grain, [&](int64_t begin, int64_t end) {
     const auto finish = [&](int64_t row, int32_t sum) {
       const int8_t* line = matrix + row * inputs;
       const float scaled =
@@ -510,7 +533,7 @@ Tensor linear_4bit_packed(const Tensor& x, const Tensor& codes, const Tensor& ab
   const uint8_t* packed = data<uint8_t>(codes);
   bf16* out = mutable_data<bf16>(result);
   const int64_t grain = std::max<int64_t>(1, kGrainBytes / (kPackedRows * inputs / 2));
-  torch::stable::parallel_for(0, rows / kPackedRows, grain, [&](int64_t begin, int64_t end) {
+  share_out(rows / kPackedRows, grain, [&](int64_t begin, int64_t end) {
     for (int64_t group = begin; group < end; ++group) {
       const int64_t row = group * kPackedRows;
       const uint8_t* line = packed + row * (inputs / 2);
@@ -594,7 +617,7 @@ Tensor linear_int4(const Tensor& x, const Tensor& codes, const Tensor& scales_an
   const __m512i table = load_table(kCodes), low_half = _mm512_set1_epi16(15);
 #endif
   const int64_t grain = std::max<int64_t>(1, kGrainBytes / (kInt4Rows * inputs / 2));
-  torch::stable::parallel_for(0, rows / kInt4Rows, grain, [&](int64_t begin, int64_t end) {
+  share_out(rows / kInt4Rows, grain, [&](int64_t begin, int64_t end) {
     for (int64_t tile = begin; tile < end; ++tile) {
       const int64_t row = tile * kInt4Rows;
       const uint8_t* line = packed + row * (inputs / 2);
