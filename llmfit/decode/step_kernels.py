@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -225,23 +226,27 @@ def _rounded_to_8_bits(x: torch.Tensor, threshold: float) -> torch.Tensor:
     return torch.where(outlying, x.float(), codes * (largest / 127))
 
 
-def _nf4_on_gpu(layer: Any) -> Forward | None:
-    """Over the weights as bitsandbytes holds them; none with scales that are quantised again."""
+def _nf4_on_gpu(layer: Any, *, signed: bool) -> Forward | None:
+    """Over the weights as bitsandbytes holds them; none with scales that are quantised again.
+
+    ``signed`` takes a table whose first half is not above 0 and whose second is, as NF4's is.
+    """
     from llmfit.kernels.gpu import nf4_fields_of, table_of
 
     state = layer.weight.quant_state
     block, inputs = int(state.blocksize), layer.in_features
     if state.nested or inputs % block or block % _LEAST_BLOCK:
         return None
+    if signed and bool((state.code[:8] > 0).any() or (state.code[8:] < 0).any()):
+        return None
     operator, biases = torch.ops.llmfit_gpu.linears_packed, _list(layer.bias)
     words = layer.weight.data.view(-1).view(torch.int32).view(layer.out_features, -1)
     scales = state.absmax.view(layer.out_features, inputs // block)
-    table, group = table_of(state.code), block // _NF4_WORDS
+    table, group = table_of(state.code, signed=signed), block // _NF4_WORDS
+    kind = "nf4 signed" if signed else "nf4"
 
     def product(fields: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        out: torch.Tensor = operator(
-            fields, [words], [scales], biases, table, "nf4", group, x.dtype
-        )
+        out: torch.Tensor = operator(fields, [words], [scales], biases, table, kind, group, x.dtype)
         return out.view(*x.shape[:-1], -1)
 
     return Prepared(nf4_fields_of, product)
@@ -254,6 +259,9 @@ def _list(bias: torch.Tensor | None) -> list[torch.Tensor]:
 _ON_GPU: Mapping[str, tuple[StepKernel, ...]] = {
     "Linear": (StepKernel("llmfit bf16", _plain_on_gpu),),
     "Linear8bitLt": (StepKernel("llmfit int8", _int8_on_gpu),),
-    "Linear4bit": (StepKernel("llmfit NF4", _nf4_on_gpu),),
+    "Linear4bit": (
+        StepKernel("llmfit NF4", partial(_nf4_on_gpu, signed=False)),
+        StepKernel("llmfit NF4 by sign", partial(_nf4_on_gpu, signed=True)),
+    ),
 }
 """By the class of the layer. A GPTQ or AWQ layer's kernel is chosen as it is loaded."""

@@ -19,7 +19,14 @@ import torch
 import triton
 import triton.language as tl
 
-from llmfit.kernels.gpu_ptx import FLOAT_SCALE, INT4_BFLOAT16, INT4_FLOAT16, PACKED_SCALE, TABLE
+from llmfit.kernels.gpu_ptx import (
+    FLOAT_SCALE,
+    INT4_BFLOAT16,
+    INT4_FLOAT16,
+    PACKED_SCALE,
+    SIGNED_TABLE,
+    TABLE,
+)
 from llmfit.kernels.gpu_support import MOST_MATRICES
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)
@@ -118,11 +125,12 @@ def _scale_and_zero(both, FLOAT16: tl.constexpr):
 
 
 @triton.jit
-def _looked_up(table, code):
+def _looked_up(table, code, SIGNED: tl.constexpr):
     """The values of codes, as float32; ``table`` is that of ``table_of``."""
     low = (tl.load(table + 32 * (code // 4)) >> (8 * (code % 4))) & 0xFF
     high = (tl.load(table + 32 * (4 + code // 4)) >> (8 * (code % 4))) & 0xFF
-    return (low | high << 8).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
+    value = (low | high << 8).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
+    return tl.where(code < 8, -value, value) if SIGNED else value
 
 
 @triton.jit
@@ -131,14 +139,15 @@ def _interpreted_dot(word, scale, table, xa, xb, xc, xd, KIND: tl.constexpr):
     part = tl.zeros(word.shape, tl.float32)
     for pair in tl.static_range(4):
         low, high = _halves(xa if pair == 0 else xb if pair == 1 else xc if pair == 2 else xd)
-        if KIND == "nf4":
+        if KIND == "nf4" or KIND == "nf4 signed":
             first, second = (word >> (8 * pair)) & 15, (word >> (8 * pair + 4)) & 15
-            part += _looked_up(table, first) * low + _looked_up(table, second) * high
+            part += _looked_up(table, first, KIND == "nf4 signed") * low
+            part += _looked_up(table, second, KIND == "nf4 signed") * high
         else:
             _, zero = _scale_and_zero(scale, KIND == "int4 float16")
             first, second = (word >> (4 * pair)) & 15, (word >> (4 * pair + 16)) & 15
             part += (first.to(tl.float32) - zero) * low + (second.to(tl.float32) - zero) * high
-    if KIND == "nf4":
+    if KIND == "nf4" or KIND == "nf4 signed":
         return scale * part
     unit, _ = _scale_and_zero(scale, KIND == "int4 float16")
     return unit * part
@@ -164,7 +173,7 @@ def _scales_at(line, place, held, KIND: tl.constexpr, INTERPRETED: tl.constexpr)
     """
     if INTERPRETED:
         scales = tl.load(line + place, held, 0)
-    elif KIND == "nf4":
+    elif KIND == "nf4" or KIND == "nf4 signed":
         scales = tl.inline_asm_elementwise(
             "ld.global.nc.f32 $0, [$1];", "=f,l", [(line + tl.where(held, place, 0)).to(tl.int64)],
             dtype=tl.float32, is_pure=True, pack=1,
@@ -187,7 +196,7 @@ def _code_rows(
 ):  # fmt: skip
     """Products with 4-bit codes. GROUP is the words that share a scale, a multiple of four.
 
-    KIND is nf4, whose scales are float32, int4 float16 or int4 bfloat16.
+    KIND is nf4 or nf4 signed, whose scales are float32, int4 float16 or int4 bfloat16.
     """
     program = tl.program_id(0)
     matrix, rows, _, block = _matrix(program, a, b, c, rows_a, rows_b, rows_c, BLOCK_ROWS)
@@ -203,7 +212,7 @@ def _code_rows(
     held = valid & (column < WORDS)[None, :]
     words = tl.load(line + column[None, :], held, 0, eviction_policy="evict_first")
     scale = _scales_at(scale_line, quad // GROUP, valid & (quad < WORDS), KIND, INTERPRETED)
-    if KIND == "nf4":
+    if KIND == "nf4" or KIND == "nf4 signed":
         lane = tl.arange(0, BLOCK_WORDS // 4)[None, :] % 32
         t0, t1 = tl.load(table + lane), tl.load(table + 32 + lane)
         t2, t3 = tl.load(table + 64 + lane), tl.load(table + 96 + lane)
@@ -227,9 +236,9 @@ def _code_rows(
             sums += _interpreted_dot(w1, scale, table, a1, b1, c1, d1, KIND)
             sums += _interpreted_dot(w2, scale, table, a2, b2, c2, d2, KIND)
             sums += _interpreted_dot(w3, scale, table, a3, b3, c3, d3, KIND)
-        elif KIND == "nf4":
+        elif KIND == "nf4" or KIND == "nf4 signed":
             sums = tl.inline_asm_elementwise(
-                TABLE, FLOAT_SCALE,
+                TABLE if KIND == "nf4" else SIGNED_TABLE, FLOAT_SCALE,
                 [
                     sums, w0, w1, w2, w3, scale,
                     a0[None, :], b0[None, :], c0[None, :], d0[None, :],
@@ -325,12 +334,14 @@ where inputs are below 32,704, which is cut off. Smaller ones than 0.004 lose bi
 small beside others do."""
 
 
-def table_of(values: torch.Tensor) -> torch.Tensor:
+def table_of(values: torch.Tensor, *, signed: bool = False) -> torch.Tensor:
     """What 16 codes stand for, as ``linears_packed`` takes it: int32 [8, 32], as float16.
 
     The lower bytes of four codes in each of four words, then the higher ones, for every lane of a
-    warp: from one word for all lanes ptxas would fetch each use anew.
+    warp: from one word for all lanes ptxas would fetch each use anew. With ``signed`` they are of
+    magnitudes, and the first eight codes negative.
     """
+    values = values.abs() if signed else values
     halves = values.half().view(torch.uint8).view(16, 2).t().contiguous().view(-1)
     return halves.view(torch.int32)[:, None].repeat(1, 32)
 
@@ -414,7 +425,7 @@ def linears_packed(
 
     ``words`` int32 [N, K / F]; ``kind`` is int8, of which each row has one float32 scale, or
     one of ``_code_rows``, of whose ``scales`` each is of ``group`` words. ``table`` is that of
-    ``table_of`` for NF4.
+    ``table_of`` for NF4, for nf4 signed with ``signed``.
     """
     rows = [each.shape[0] for each in words]
     out = fields.new_empty(sum(rows), dtype=dtype)

@@ -5,7 +5,7 @@
 
 Two pairs of float16 are multiplied and added by one instruction. Integers take a mask for two
 codes and a subtraction; what codes of a table stand for takes byte permutes, as registers can be
-looked up in by no other.
+looked up in by no other. ``benchmarks/gpu_instructions.py`` prints what is made of all that.
 """
 
 from __future__ import annotations
@@ -82,7 +82,37 @@ _TABLE_PAIRS = (
     "prmt.b32 p, l, h, 0x7362; fma.rn.f16x2 ACC, p, D, ACC;"
 )
 TABLE = _sum_of_words("", _TABLE_PAIRS, "mov.f32 scale, $6;")
+
+
+def _by_sign(codes: str, flipped: str, pairs: str) -> str:
+    """Of four codes the values below 0, then those above, times their two pairs of inputs.
+
+    A nibble whose highest bit is set takes the sign of a byte, which is 0 in all high bytes: in
+    ``codes`` those of the other half become 0, in ``flipped`` those of this one. Of low bytes with
+    that bit set there is left what is 255 in the lowest bits, 1.5e-5.
+    """
+    made = ""
+    for selector, low, high, minus in ((codes, 23, 27, "neg.f16x2 p, p;"), (flipped, 25, 29, "")):
+        made += (
+            f"prmt.b32 l, ${low}, ${low + 1}, {selector};"
+            f"prmt.b32 h, ${high}, ${high + 1}, {selector};"
+        )
+        for pair, places in zip(pairs, ("0x5140", "0x7362"), strict=True):
+            made += f"prmt.b32 p, l, h, {places}; {minus} fma.rn.f16x2 ACC, p, {pair}, ACC;"
+    return made
+
+
+SIGNED_TABLE = _sum_of_words(
+    "",
+    "xor.b32 t, W, 0x88888888;"
+    + _by_sign("W", "t", "AB")
+    + "dp2a.lo.u32.u32 m, W, 0x100, 0; dp2a.lo.u32.u32 t, t, 0x100, 0;"
+    + _by_sign("m", "t", "CD"),
+    "mov.f32 scale, $6;",
+)
+"""As ``TABLE``, of magnitudes: codes below 8 are negative. What selects bytes is busier than what
+multiplies, so the two halves of the table are multiplied apart, and not put together first, and a
+word's upper half is moved down by a product with the bytes 0 and 1."""
 FLOAT_SCALE = tl.constexpr("=f,f,r,r,r,r,f" + ",r" * 24)
 PACKED_SCALE = tl.constexpr("=f,f,r,r,r,r,r" + ",r" * 16)
-"""The operands' registers: of ``TABLE``, which ends with the eight words of a table, and of both
-``INT4``."""
+"""The operands' registers: of both tables, whose eight words are the last, and of both ``INT4``."""

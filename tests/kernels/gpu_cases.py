@@ -116,18 +116,23 @@ def int8(device: str) -> Iterator[tuple[str, float]]:
 
 
 def nf4(device: str) -> Iterator[tuple[str, float]]:
-    """Weights that bitsandbytes has quantised, and dequantises itself."""
-    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+    """A layer that bitsandbytes has quantised, and dequantises itself, by each kernel for it."""
+    from bitsandbytes.functional import dequantize_4bit
+    from bitsandbytes.nn import Linear4bit
 
+    from llmfit.decode.step_kernels import _ON_GPU
+
+    layer = Linear4bit(
+        K, ROWS[0], bias=True, quant_type="nf4", compress_statistics=False,
+        compute_dtype=torch.bfloat16,
+    ).to(device)  # fmt: skip
+    layer.bias.data = torch.randn(ROWS[0], device=device).bfloat16()
+    weights = dequantize_4bit(layer.weight.data, layer.weight.quant_state).float()
     x = torch.randn(1, 1, K, device=device).bfloat16()
-    weights = torch.randn(ROWS[0], K, device=device)
-    packed, state = quantize_4bit(weights, quant_type="nf4", blocksize=64)
-    words = packed.view(-1).view(torch.int32).view(ROWS[0], -1)
-    out = torch.ops.llmfit_gpu.linears_packed(
-        gpu.nf4_fields_of(x), [words], [state.absmax.view(ROWS[0], -1)], [],
-        gpu.table_of(state.code), "nf4", 8, torch.float32,
-    )  # fmt: skip
-    yield "nf4", error(out, dequantize_4bit(packed, state).float() @ x.float().flatten())
+    for kernel in _ON_GPU["Linear4bit"]:
+        forward = kernel.bind(layer)
+        assert forward is not None
+        yield kernel.name, error(forward(x), weights @ x.float().flatten() + layer.bias.float())
 
 
 def attend(device: str) -> Iterator[tuple[str, float]]:

@@ -11,7 +11,7 @@ import torch
 
 pytest.importorskip("triton", reason="Triton is not made for this system")
 
-from llmfit.kernels import gpu_ptx
+from llmfit.kernels import gpu, gpu_ptx
 
 MASK = 0xFFFFFFFF
 
@@ -32,11 +32,11 @@ def fma(a: int, b: int, c: int) -> int:
 
 
 def permuted(a: int, b: int, selector: int) -> int:
-    """Bytes by the lower three bits of four nibbles; the fourth repeats a sign, and is unused."""
+    """Bytes by the lower three bits of four nibbles; with the fourth all bits are its sign."""
     every = (a & MASK).to_bytes(4, "little") + (b & MASK).to_bytes(4, "little")
     picked = [selector >> (4 * place) & 15 for place in range(4)]
-    assert all(each < 8 for each in picked)
-    return int.from_bytes(bytes(every[each] for each in picked), "little")
+    signs = [0xFF * (each >> 7) for each in every]
+    return int.from_bytes(bytes((*every, *signs)[each] for each in picked), "little")
 
 
 def logic(a: int, b: int, c: int, table: int) -> int:
@@ -60,11 +60,16 @@ INSTRUCTIONS: dict[str, Callable[..., int]] = {
     "mov.b32": lambda a: a,
     "mov.f32": lambda a: a,
     "and.b32": lambda a, b: a & b,
+    "xor.b32": lambda a, b: a ^ b,
     "shr.u32": lambda a, b: a >> b,
+    "dp2a.lo.u32.u32": lambda a, b, c: (
+        (a & 0xFFFF) * (b & 0xFF) + (a >> 16) * (b >> 8 & 0xFF) + c & MASK
+    ),
     "shl.b32": lambda a, b: a << b & MASK,
     "lop3.b32": logic,
     "prmt.b32": permuted,
     "add.rn.f16x2": lambda a, b: packed(halves(a) + halves(b)),
+    "neg.f16x2": lambda a: a ^ 0x80008000,
     "fma.rn.f16x2": fma,
     "cvt.f32.f16": lambda a: bits(float(halves(a)[0])),
     "add.f32": lambda a, b: bits(real(a) + real(b)),
@@ -126,22 +131,41 @@ def test_integers_less_their_zero_times_their_scale(scale_type: torch.dtype) -> 
         assert run(text.value, operands) == pytest.approx(wanted, abs=0.02)
 
 
-def test_codes_of_a_table_times_their_scale() -> None:
+@pytest.mark.parametrize("signed", [False, True])
+def test_codes_of_a_table_times_their_scale(signed: bool) -> None:
     """Each byte's high half is the first of its two codes, as bitsandbytes packs them."""
     random = np.random.default_rng(0)
     values = random.standard_normal(16).astype(np.float16)
-    table = np.concatenate([values.view(np.uint8)[::2], values.view(np.uint8)[1::2]]).view(
-        np.uint32
-    )
+    if signed:
+        values = np.sort(np.abs(values)) * np.repeat([-1, 1], 8).astype(np.float16)
+    table = gpu.table_of(torch.from_numpy(values), signed=signed)[:, 0]
+    text = (gpu_ptx.SIGNED_TABLE if signed else gpu_ptx.TABLE).value
     codes = random.permutation(np.arange(32) % 16).reshape(4, 8)
     x = random.standard_normal((4, 8)).astype(np.float16)
     swapped = codes.reshape(4, 4, 2)[..., ::-1].reshape(4, 8)
     operands = {f"${2 + word}": code_word(swapped[word]) for word in range(4)}
     operands |= {"$1": bits(-0.5), "$6": bits(0.71)}
     operands |= inputs_of(x.reshape(4, 4, 2)[..., ::-1])
-    operands |= {f"${23 + index}": int(word) for index, word in enumerate(table)}
+    operands |= {f"${23 + index}": int(word) & MASK for index, word in enumerate(table)}
     wanted = -0.5 + 0.71 * float((values[codes].astype(float) * x.astype(float)).sum())
-    assert run(gpu_ptx.TABLE.value, operands) == pytest.approx(wanted, abs=0.01)
+    assert run(text, operands) == pytest.approx(wanted, abs=0.01)
+
+
+@pytest.mark.parametrize("code", range(16))
+def test_a_code_of_a_signed_table_is_its_value(code: int) -> None:
+    """What the other half of the table leaves is below 1.6e-5. The values are NF4's own."""
+    from bitsandbytes.functional import get_4bit_type
+
+    values = get_4bit_type("nf4", device="cpu")
+    table = gpu.table_of(values, signed=True)[:, 0]
+    one = np.zeros((4, 4, 2), dtype=np.float16)
+    one[2, 3, 1] = 1
+    operands = {f"${2 + word}": 0 for word in range(4)}
+    operands["$4"] = code << 28
+    operands |= {"$1": bits(0.0), "$6": bits(1.0)} | inputs_of(one)
+    operands |= {f"${23 + index}": int(word) & MASK for index, word in enumerate(table)}
+    exact = float(values[code].half())
+    assert run(gpu_ptx.SIGNED_TABLE.value, operands) == pytest.approx(exact, abs=1.6e-5)
 
 
 def code_word(codes: np.ndarray) -> int:
