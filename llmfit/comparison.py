@@ -118,6 +118,8 @@ def compare(
     check_reachable(keeping.store)
     _check_device(device)
     check_gpus(gpus)
+    if device == "cpu":
+        _require_gpus(gpus, 0)
     if backends is not None:
         check_backends(backends)
     if evaluation is not None:
@@ -244,15 +246,19 @@ def _check_device(asked: str | None) -> None:
 
 def _device(asked: str | None, machine: Environment, gpus: int) -> Device:
     """Where PyTorch rows run. Raises UsageError where that, or so many GPUs, is not there."""
-    has = 0 if asked == "cpu" or machine.gpu is None else machine.gpu_count or 1
+    _require_gpus(gpus, 0 if asked == "cpu" or machine.gpu is None else machine.gpu_count or 1)
+    if asked == "cuda" and machine.gpu is None:
+        raise UsageError("no CUDA device is visible to torch.", hint="--device cpu")
+    return "cpu" if asked == "cpu" or machine.gpu is None else "cuda"
+
+
+def _require_gpus(gpus: int, has: int) -> None:
+    """Raise UsageError where a model is to be spread over more GPUs than are used."""
     if gpus > 1 and has < gpus:
         raise UsageError(
             f"{gpus} GPUs are asked for, {has or 'none'} {'are' if has > 1 else 'is'} used here.",
             hint=f"llmfit plan MODEL --gpus {gpus}, which tells what each would hold",
         )
-    if asked == "cuda" and machine.gpu is None:
-        raise UsageError("no CUDA device is visible to torch.", hint="--device cpu")
-    return "cpu" if asked == "cpu" or machine.gpu is None else "cuda"
 
 
 def _must_do_without_hub(spec: ModelSpec, evaluation: EvaluationSettings | None) -> bool:
