@@ -27,7 +27,7 @@ from llmfit.kernels.gpu_ptx import (
     SIGNED_TABLE,
     TABLE,
 )
-from llmfit.kernels.gpu_support import MOST_MATRICES
+from llmfit.kernels.gpu_support import FUSED, MOST_MATRICES
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 """True where Triton's interpreter runs the kernels, which knows no instructions of NVIDIA's."""
@@ -391,7 +391,7 @@ def linears_bf16(
     _bf16_rows[(_programs(rows, block_rows),)](
         x, *_three(weights), *_three(biases or weights), out, *_three_counts(rows),
         INPUTS=inputs, BLOCK_ROWS=block_rows, BLOCK_INPUTS=256 * warps,
-        BIASED=bool(biases), num_warps=warps,
+        BIASED=bool(biases), num_warps=warps, **FUSED,
     )  # fmt: skip
     return out
 
@@ -436,13 +436,14 @@ def linears_packed(
         _byte_rows[(_programs(rows, block_rows),)](
             fields, *tensors, out, *_three_counts(rows), _RAISE, WORDS=width,
             BLOCK_ROWS=block_rows, BLOCK_WORDS=128 * warps, BIASED=biased, num_warps=warps,
+            **FUSED,
         )  # fmt: skip
         return out
     _code_rows[(_programs(rows, block_rows),)](
         fields.view(torch.int32), *tensors, fields if table is None else table, out,
         *_three_counts(rows), WORDS=width, GROUP=group, KIND=kind, INTERPRETED=INTERPRETED,
         BLOCK_ROWS=block_rows, BLOCK_WORDS=128 * warps, BIASED=biased, UNIT=1 / _SHRUNK,
-        num_warps=warps,
+        num_warps=warps, **FUSED,
     )  # fmt: skip
     return out
 
@@ -478,7 +479,7 @@ def unpack_int4(
     block_rows, block_inputs = 4, 512
     _unpack_int4[(triton.cdiv(rows, block_rows), triton.cdiv(8 * width, block_inputs))](
         words, scales, out, rows, WORDS=width, GROUP=group, FLOAT16=float16,
-        BLOCK_ROWS=block_rows, BLOCK_INPUTS=block_inputs,
+        BLOCK_ROWS=block_rows, BLOCK_INPUTS=block_inputs, **FUSED,
     )  # fmt: skip
     return out
 

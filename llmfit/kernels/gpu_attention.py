@@ -12,6 +12,8 @@ import torch
 import triton
 import triton.language as tl
 
+from llmfit.kernels.gpu_support import FUSED
+
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 """True where Triton's interpreter runs the kernels, which knows no products of bfloat16."""
 _SLOTS = 64
@@ -134,12 +136,12 @@ def attend(
         query.contiguous(), keys, values, held, parts, tops[0], tops[1], capacity, scale, window,
         SHARING=heads // shared, ROWS=_power_of_2(heads // shared), WIDTH=width,
         VALUE_WIDTH=value_width, COLUMNS=columns, VALUE_COLUMNS=value_columns,
-        SLOTS=_SLOTS, BLOCK=_SLOTS, WIDENED=INTERPRETED, num_warps=4,
+        SLOTS=_SLOTS, BLOCK=_SLOTS, WIDENED=INTERPRETED, num_warps=4, **FUSED,
     )  # fmt: skip
     _attend_whole[(batch * heads,)](
         parts, tops[0], tops[1], out, count,
         VALUE_WIDTH=value_width, VALUE_COLUMNS=value_columns,
-        PARTS=triton.next_power_of_2(count), num_warps=4,
+        PARTS=triton.next_power_of_2(count), num_warps=4, **FUSED,
     )  # fmt: skip
     return out
 

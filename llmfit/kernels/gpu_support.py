@@ -8,6 +8,9 @@ from llmfit.errors import first_line
 
 MOST_MATRICES = 3
 """Products of one input that one launch makes."""
+FUSED = {"enable_fp_fusion": True}
+"""How kernels are launched: a multiplication and an addition as one instruction, rounded once. From
+Triton 3.10 on that is no longer the default, and a product would take twice the instructions."""
 
 
 @functools.cache
