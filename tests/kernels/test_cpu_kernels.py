@@ -16,7 +16,8 @@ from llmfit.kernels.build import find_compiler, why_no_kernels
 
 pytestmark = pytest.mark.skipif(find_compiler() is None, reason="no C++ compiler")
 
-SHAPES = [(64, 64), (256, 128), (96, 320), (1000, 77)]
+SHAPES = [(64, 64), (256, 128), (96, 320), (1000, 77), (3001, 1000)]
+"""Of the last one two threads take shares in turns; of the others each has its part at once."""
 STEP = 2**-8
 """Relative size of a step of bfloat16."""
 
@@ -112,7 +113,7 @@ def test_int8_equals_bitsandbytes_bit_by_bit(
 
 
 @pytest.mark.parametrize("biased", [False, True])
-@pytest.mark.parametrize(("rows", "inputs"), [(64, 64), (256, 128), (96, 320)])
+@pytest.mark.parametrize(("rows", "inputs"), [(64, 64), (256, 128), (96, 320), (4096, 1024)])
 def test_4bit_is_what_the_packed_codes_say(rows: int, inputs: int, biased: bool) -> None:
     """NF4 in bitsandbytes' packing for CPUs: the table's values times the blocks' magnitudes."""
     functional = pytest.importorskip("bitsandbytes.functional")
@@ -136,7 +137,7 @@ def test_4bit_is_what_the_packed_codes_say(rows: int, inputs: int, biased: bool)
 
 
 @pytest.mark.parametrize("group", [32, 64, 128])
-@pytest.mark.parametrize(("rows", "inputs"), [(64, 128), (256, 384)])
+@pytest.mark.parametrize(("rows", "inputs"), [(64, 128), (256, 384), (4096, 1024)])
 def test_int4_is_what_pytorchs_packing_says(rows: int, inputs: int, group: int) -> None:
     """scale × (code − 8) + zero, and PyTorch's own product over the same packed weights."""
     if torch.backends.cpu.get_cpu_capability() != "AVX512":
