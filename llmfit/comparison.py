@@ -116,10 +116,8 @@ def compare(
     """
     started = time.monotonic()
     check_reachable(keeping.store)
-    _check_device(device)
     check_gpus(gpus)
-    if device == "cpu":
-        _require_gpus(gpus, 0)
+    _check_device(device, gpus)
     if backends is not None:
         check_backends(backends)
     if evaluation is not None:
@@ -239,9 +237,12 @@ def _checkpoint_place(place: str) -> str:
     return str(path.absolute()) if path.exists() else place
 
 
-def _check_device(asked: str | None) -> None:
+def _check_device(asked: str | None, gpus: int) -> None:
+    """Raise UsageError for what no machine could be asked for."""
     if asked not in (None, "auto", "cpu", "cuda"):
         raise UsageError(f"unknown device {asked!r}; known are auto, cpu, cuda.")
+    if asked == "cpu":
+        _require_gpus(gpus, 0)
 
 
 def _device(asked: str | None, machine: Environment, gpus: int) -> Device:

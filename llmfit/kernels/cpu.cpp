@@ -58,7 +58,8 @@ inline void ask_far_ahead(const void* now) {
 template <typename F>
 void share_out(int64_t count, int64_t grain, const F& f) {
   const int64_t threads = torch::stable::get_num_threads();
-  if (count <= 8 * threads * grain) return torch::stable::parallel_for(0, count, grain, f);
+  if (threads == 1 || count <= 8 * threads * grain)
+    return torch::stable::parallel_for(0, count, grain, f);
   std::atomic<int64_t> next{0};
   torch::stable::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
     int64_t begin = next.load(std::memory_order_relaxed);

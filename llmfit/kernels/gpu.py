@@ -134,20 +134,20 @@ def _looked_up(table, code, SIGNED: tl.constexpr):
 
 
 @triton.jit
-def _interpreted_dot(word, scale, table, xa, xb, xc, xd, KIND: tl.constexpr):
+def _interpreted_dot(word, scale, table, xa, xb, xc, xd, KIND: tl.constexpr, SIGNED: tl.constexpr):
     """What the PTX of int4 and NF4 makes of one word, for the interpreter."""
     part = tl.zeros(word.shape, tl.float32)
     for pair in tl.static_range(4):
         low, high = _halves(xa if pair == 0 else xb if pair == 1 else xc if pair == 2 else xd)
-        if KIND == "nf4" or KIND == "nf4 signed":
+        if KIND == "nf4":
             first, second = (word >> (8 * pair)) & 15, (word >> (8 * pair + 4)) & 15
-            part += _looked_up(table, first, KIND == "nf4 signed") * low
-            part += _looked_up(table, second, KIND == "nf4 signed") * high
+            part += _looked_up(table, first, SIGNED) * low
+            part += _looked_up(table, second, SIGNED) * high
         else:
             _, zero = _scale_and_zero(scale, KIND == "int4 float16")
             first, second = (word >> (4 * pair)) & 15, (word >> (4 * pair + 16)) & 15
             part += (first.to(tl.float32) - zero) * low + (second.to(tl.float32) - zero) * high
-    if KIND == "nf4" or KIND == "nf4 signed":
+    if KIND == "nf4":
         return scale * part
     unit, _ = _scale_and_zero(scale, KIND == "int4 float16")
     return unit * part
@@ -173,7 +173,7 @@ def _scales_at(line, place, held, KIND: tl.constexpr, INTERPRETED: tl.constexpr)
     """
     if INTERPRETED:
         scales = tl.load(line + place, held, 0)
-    elif KIND == "nf4" or KIND == "nf4 signed":
+    elif KIND == "nf4":
         scales = tl.inline_asm_elementwise(
             "ld.global.nc.f32 $0, [$1];", "=f,l", [(line + tl.where(held, place, 0)).to(tl.int64)],
             dtype=tl.float32, is_pure=True, pack=1,
@@ -192,11 +192,12 @@ def _code_rows(
     rows_a, rows_b, rows_c,
     WORDS: tl.constexpr, GROUP: tl.constexpr, KIND: tl.constexpr, INTERPRETED: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, BLOCK_WORDS: tl.constexpr, BIASED: tl.constexpr,
-    UNIT: tl.constexpr,
+    UNIT: tl.constexpr, SIGNED: tl.constexpr,
 ):  # fmt: skip
     """Products with 4-bit codes. GROUP is the words that share a scale, a multiple of four.
 
-    KIND is nf4 or nf4 signed, whose scales are float32, int4 float16 or int4 bfloat16.
+    KIND is nf4, whose scales are float32, int4 float16 or int4 bfloat16; with SIGNED the table of
+    nf4 is of magnitudes.
     """
     program = tl.program_id(0)
     matrix, rows, _, block = _matrix(program, a, b, c, rows_a, rows_b, rows_c, BLOCK_ROWS)
@@ -212,7 +213,7 @@ def _code_rows(
     held = valid & (column < WORDS)[None, :]
     words = tl.load(line + column[None, :], held, 0, eviction_policy="evict_first")
     scale = _scales_at(scale_line, quad // GROUP, valid & (quad < WORDS), KIND, INTERPRETED)
-    if KIND == "nf4" or KIND == "nf4 signed":
+    if KIND == "nf4":
         lane = tl.arange(0, BLOCK_WORDS // 4)[None, :] % 32
         t0, t1 = tl.load(table + lane), tl.load(table + 32 + lane)
         t2, t3 = tl.load(table + 64 + lane), tl.load(table + 96 + lane)
@@ -232,13 +233,13 @@ def _code_rows(
         c0, c1, c2, c3 = _four(tl.load(x + 2 * WORDS + at, inside, 0))
         d0, d1, d2, d3 = _four(tl.load(x + 3 * WORDS + at, inside, 0))
         if INTERPRETED:
-            sums += _interpreted_dot(w0, scale, table, a0, b0, c0, d0, KIND)
-            sums += _interpreted_dot(w1, scale, table, a1, b1, c1, d1, KIND)
-            sums += _interpreted_dot(w2, scale, table, a2, b2, c2, d2, KIND)
-            sums += _interpreted_dot(w3, scale, table, a3, b3, c3, d3, KIND)
-        elif KIND == "nf4" or KIND == "nf4 signed":
+            sums += _interpreted_dot(w0, scale, table, a0, b0, c0, d0, KIND, SIGNED)
+            sums += _interpreted_dot(w1, scale, table, a1, b1, c1, d1, KIND, SIGNED)
+            sums += _interpreted_dot(w2, scale, table, a2, b2, c2, d2, KIND, SIGNED)
+            sums += _interpreted_dot(w3, scale, table, a3, b3, c3, d3, KIND, SIGNED)
+        elif KIND == "nf4":
             sums = tl.inline_asm_elementwise(
-                TABLE if KIND == "nf4" else SIGNED_TABLE, FLOAT_SCALE,
+                SIGNED_TABLE if SIGNED else TABLE, FLOAT_SCALE,
                 [
                     sums, w0, w1, w2, w3, scale,
                     a0[None, :], b0[None, :], c0[None, :], d0[None, :],
@@ -325,6 +326,8 @@ _MANY_ROWS = 16_384
 Llama-3.1-8B: in between either is, by 5 %."""
 _RAISE = 0x4B000000
 """The bits of 2^23."""
+_SIGNED = " signed"
+"""What the kind ends in whose table is of magnitudes."""
 
 
 _SHRUNK = 2.0**-6
@@ -441,7 +444,8 @@ def linears_packed(
         return out
     _code_rows[(_programs(rows, block_rows),)](
         fields.view(torch.int32), *tensors, fields if table is None else table, out,
-        *_three_counts(rows), WORDS=width, GROUP=group, KIND=kind, INTERPRETED=INTERPRETED,
+        *_three_counts(rows), WORDS=width, GROUP=group, KIND=kind.removesuffix(_SIGNED),
+        SIGNED=kind.endswith(_SIGNED), INTERPRETED=INTERPRETED,
         BLOCK_ROWS=block_rows, BLOCK_WORDS=128 * warps, BIASED=biased, UNIT=1 / _SHRUNK,
         num_warps=warps, **FUSED,
     )  # fmt: skip
