@@ -82,19 +82,25 @@ def move_to_huge_pages(ranges: Iterable[tuple[int, int]]) -> int:
 def bytes_in_huge_pages(ranges: Iterable[tuple[int, int]]) -> int | None:
     """How much of such memory the system really holds in huge pages; None where it does not tell.
 
-    Counted in whole mappings. Source: Linux, Documentation/filesystems/proc.rst, smaps.
+    The system tells it of whole mappings, in which others' memory may lie beside this: no more is
+    counted than there are whole huge pages of this. Source: Linux,
+    Documentation/filesystems/proc.rst, smaps.
     """
     wanted = _joined(ranges)
-    found, inside = 0, False
+    size = huge_page_bytes() or 1
+    found = inside = 0
     try:
         with Path("/proc/self/smaps").open() as lines:
             for line in lines:
                 first = line.split(maxsplit=1)[0]
                 if not first.endswith(":"):
                     low, high = (int(each, 16) for each in first.split("-"))
-                    inside = any(start < high and low < end for start, end in wanted)
+                    parts = (
+                        _inside(max(start, low), min(end, high), size) for start, end in wanted
+                    )
+                    inside = sum(max(0, end - start) for start, end in parts)
                 elif inside and first == "AnonHugePages:":
-                    found += int(line.split()[1]) * 1024
+                    found += min(inside, int(line.split()[1]) * 1024)
     except OSError:
         return None
     return found

@@ -79,6 +79,15 @@ def test_fresh_memory_is_given_huge_pages() -> None:
 
 
 @needs_huge_pages
+def test_neighbours_in_one_mapping_do_not_count() -> None:
+    """The system tells of both together."""
+    values = fresh(64 * MIB)
+    ask_for_huge_pages(*span(values))
+    values.fill_(7)
+    assert 28 * MIB <= (bytes_in_huge_pages([span(values[: 32 * MIB])]) or 0) <= 32 * MIB
+
+
+@needs_huge_pages
 def test_little_free_memory_leaves_pages_where_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     """A file's pages can be dropped under pressure, copies cannot."""
     values = torch.ones(16 * MIB, dtype=torch.uint8)
