@@ -34,6 +34,7 @@ _QUANTIZED_CLASSES = ("Linear4bit", "Linear8bitLt")
 def load_bnb(plan: Plan, quantization: Any | None, dtype: str, notes: tuple[str, ...]) -> HfModel:
     """Load with a ``BitsAndBytesConfig``, or None for a checkpoint that carries its own."""
     from llmfit.backends._int8_rows import fuse_int8_rows
+    from llmfit.backends._unpacked_rows import unpack_for_many_rows
 
     config = plan_config(plan)
     attention, attention_notes = fused_attention(config)
@@ -50,7 +51,7 @@ def load_bnb(plan: Plan, quantization: Any | None, dtype: str, notes: tuple[str,
     share, stored_bytes = quantized_share(model), weights_bytes(model)
     # A CPU's kernels repack the weights then.
     run_one_token(model, hint=f"--backends without {plan.backend}")
-    notes += fuse_int8_rows(model)
+    notes += fuse_int8_rows(model) + unpack_for_many_rows(model)
     info = LoadInfo(
         kernel=Kernel(linear=linear_kernel(model), attention=attention),
         dtype=dtype,

@@ -1,0 +1,112 @@
+"""4-bit layers for many rows on a CPU with AMX: made bfloat16 part by part, multiplied by PyTorch.
+
+    packed codes ─► llmfit::unpack_… ─► bf16[some rows, K] ─► PyTorch's product ─► their columns
+
+The libraries' 4-bit kernels are made for few rows. They look each code up again for every few of
+them and have no tiles, in which such a CPU multiplies ten times as fast; here a code is looked up
+once. The weights are those of the library's own dequantisation, and no more than a part is held.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.functional import linear
+
+from llmfit.device.cpu import cpu_flags
+from llmfit.kernels.build import why_no_kernels
+
+_LEAST_ROWS = 32
+"""Fewer are multiplied sooner than their weights are unpacked."""
+_PART_BYTES = 16 * 2**20
+"""Of weights made bf16 at a time: oneDNN wants some hundreds of outputs, also of wide layers."""
+_AT_ONCE = 64
+"""Output rows of which all packings here hold whole groups."""
+_LEAST_BLOCK = 32
+"""Neighbouring inputs that the kernels take to have one scale."""
+_MATRIX_TILES = "amx_bf16"
+NOTE = f"{_LEAST_ROWS} tokens and more at once: unpacked by llmfit, multiplied in bf16 by PyTorch"
+
+Unpack = Callable[[int, int], torch.Tensor]
+"""Weights bf16[end − begin, K] of the output rows begin … end − 1."""
+
+
+def unpack_for_many_rows(model: nn.Module) -> tuple[str, ...]:
+    """Let the model's 4-bit layers, which have run once, take many rows so; returns the note.
+
+    Nothing happens, and there is no note, on a GPU, on a CPU that does not multiply bf16 in
+    tiles, and where the kernels cannot be compiled.
+    """
+    if _MATRIX_TILES not in cpu_flags() or why_no_kernels() is not None:
+        return ()
+    layers = [layer for layer in model.modules() if _unpack_of(layer) is not None]
+    for layer in layers:
+        layer.forward = partial(_forward, layer, layer.forward)
+    return (NOTE,) if layers else ()
+
+
+def _unpack_of(layer: Any) -> Unpack | None:
+    """How the layer's weights are unpacked as it now is; None where llmfit cannot."""
+    find = _KINDS.get(type(layer).__name__)
+    return None if find is None or layer.out_features % _AT_ONCE else find(layer)
+
+
+def _nf4(layer: Any) -> Unpack | None:
+    codes, state = layer.weight.data, layer.weight.quant_state
+    packed = getattr(state, "packing_format_for_cpu", False)
+    if not packed or codes.device.type != "cpu" or state.blocksize % _LEAST_BLOCK:
+        return None
+    table = state.code.float()
+    return partial(
+        torch.ops.llmfit.unpack_4bit_packed, codes, state.absmax, table, int(state.blocksize)
+    )
+
+
+def _int4(layer: Any) -> Unpack | None:
+    codes, scales = layer.qweight, getattr(layer, "scales_and_zeros", None)
+    as_here = torch.backends.cpu.get_cpu_capability() == "AVX512"
+    if not as_here or codes.device.type != "cpu" or layer.group_size % _LEAST_BLOCK:
+        return None
+    if scales is None or scales.dtype != torch.bfloat16:
+        return None
+    return partial(torch.ops.llmfit.unpack_int4, codes, scales, layer.group_size)
+
+
+_KINDS: dict[str, Callable[[Any], Unpack | None]] = {
+    "Linear4bit": _nf4,
+    "TorchAtenLinear": _int4,
+    "TorchAtenAwqLinear": _int4,
+}
+"""By the class of the layer."""
+
+
+def _forward(layer: Any, general: Callable[[Any], Any], x: torch.Tensor) -> torch.Tensor:
+    """The layer's output for x [..., K]; the library's own way for few rows, or another type."""
+    few = x.numel() < _LEAST_ROWS * layer.in_features
+    unpack = None if few or x.dtype != torch.bfloat16 else _unpack_of(layer)
+    if unpack is None:
+        result: torch.Tensor = general(x)
+        return result
+    # GPTQ layers with activation order take their inputs in one of their own.
+    inputs = x.reshape(-1, layer.in_features)[:, getattr(layer, "ret_idx", slice(None))]
+    outputs = _product(inputs, unpack, layer.out_features)
+    if layer.bias is not None:  # to the rounded product, as the libraries add it
+        outputs += layer.bias
+    return outputs.view(*x.shape[:-1], layer.out_features)
+
+
+def _product(inputs: torch.Tensor, unpack: Unpack, n_outputs: int) -> torch.Tensor:
+    """inputs bf16[M, K] times the weights, which are unpacked part by part: bf16[M, N]."""
+    row_bytes = inputs.element_size() * inputs.shape[1]
+    at_once = max(1, _PART_BYTES // row_bytes // _AT_ONCE) * _AT_ONCE
+    if at_once >= n_outputs:
+        return linear(inputs, unpack(0, n_outputs))
+    outputs = inputs.new_empty(len(inputs), n_outputs)
+    for begin in range(0, n_outputs, at_once):
+        end = min(begin + at_once, n_outputs)
+        torch.mm(inputs, unpack(begin, end).t(), out=outputs[:, begin:end])
+    return outputs
