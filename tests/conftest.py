@@ -6,12 +6,15 @@ import os
 import shutil
 import signal
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from llmfit.executors.local import Local
 from llmfit.models import data_path, resolve
 from llmfit.records import ModelSpec
+from llmfit.runner.forkserver import ForkServer, ForkServers
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -101,3 +104,31 @@ def user_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     return tmp_path
+
+
+class _Warm(ForkServers):
+    """A server for all tests: which of them runs is not for workers to know."""
+
+    def server(self, environment: dict[str, str], *, scoring: bool) -> ForkServer:
+        """See ``ForkServers``."""
+        known = {name: environment[name] for name in environment if name != "PYTEST_CURRENT_TEST"}
+        return super().server(known, scoring=True)
+
+
+@pytest.fixture(scope="module")
+def warm() -> Iterator[Local]:
+    """This machine, the libraries imported once for all comparisons of a module's tests."""
+    with _Warm() as servers:
+        yield Local(servers)
+
+
+@pytest.fixture(scope="module")
+def imported_once(warm: Local) -> Iterator[None]:
+    """Comparisons and reproductions that are given no executor run there, too."""
+    import llmfit.comparison
+    import llmfit.reproduction
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (llmfit.comparison, llmfit.reproduction):
+            patch.setattr(module, "Local", lambda: warm)
+        yield

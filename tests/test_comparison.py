@@ -7,7 +7,6 @@ import json
 import math
 import os
 import signal
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,6 @@ from llmfit.records import (
     Workload,
     read_record,
 )
-from llmfit.runner.forkserver import ForkServer, ForkServers
 
 QUICK = Workload(prompt_tokens=16, new_tokens=8)
 FEW = EvaluationSettings(limit=4)
@@ -61,22 +59,6 @@ class Watcher:
 def kept(folder: Path) -> Keeping:
     """Runs' files in ``folder``."""
     return Keeping(runs_dir=str(folder))
-
-
-class _Warm(ForkServers):
-    """A server for all tests: which of them runs is not for workers to know."""
-
-    def server(self, environment: dict[str, str], *, scoring: bool) -> ForkServer:
-        """See ``ForkServers``."""
-        known = {name: environment[name] for name in environment if name != "PYTEST_CURRENT_TEST"}
-        return super().server(known, scoring=True)
-
-
-@pytest.fixture(scope="module")
-def warm() -> Iterator[Local]:
-    """This machine, the libraries imported once."""
-    with _Warm() as servers:
-        yield Local(servers)
 
 
 def quantised_copy(tmp_path: Path, method: dict[str, Any]) -> Path:

@@ -19,6 +19,7 @@ from llmfit.records import Environment, ModelSpec, Plan, RunRecord, Status, Work
 from llmfit.row import _too_large
 from llmfit.testing import make_record
 
+pytestmark = pytest.mark.usefixtures("imported_once")
 QUICK = Workload(prompt_tokens=16, new_tokens=12, repeats=2)
 MACHINE = Environment(platform="Linux", python="3.11", cpu="CPU", cpu_cores=2, ram_bytes=16 * 10**9)
 

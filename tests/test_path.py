@@ -14,6 +14,7 @@ from llmfit.path import Measuring, find_path
 from llmfit.planning.advice.ladder import ladder
 from llmfit.records import Workload
 
+pytestmark = pytest.mark.usefixtures("imported_once")
 SHORT = Workload(prompt_tokens=16, new_tokens=4, repeats=1, warmup=0)
 
 

@@ -26,6 +26,7 @@ from llmfit.records import (
 )
 from llmfit.reproduction import reproduce
 
+pytestmark = pytest.mark.usefixtures("imported_once")
 QUICK = Workload(prompt_tokens=16, new_tokens=8, repeats=2)
 QUALITY = (
     "hellaswag.acc", "hellaswag.acc_norm", "perplexity.token", "perplexity.word",
@@ -44,7 +45,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def recorded(home: Path) -> Comparison:
+def recorded(home: Path, imported_once: None) -> Comparison:
     """Two rows of that model with their quality, run once for all tests here."""
     return compare(
         str(home / "model"),

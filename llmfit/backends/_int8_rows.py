@@ -1,8 +1,9 @@
-"""LLM.int8() for many rows on a CPU, with its steps around the product fused into two.
+"""LLM.int8() for many rows on a CPU, with its steps around the two products fused.
 
 bitsandbytes quantises the inputs, marks outliers and rescales the sums in some twenty passes over
 memory, which take several times as long as the product itself. Here they are one pass before it and
-one after; product and outliers stay bitsandbytes', and every number is the same bit by bit.
+one after, and one that gathers the outliers; both products stay PyTorch's, and every number is the
+same bit by bit.
 """
 
 from __future__ import annotations
@@ -55,13 +56,9 @@ def _forward(layer: Any, general: Callable[[Any], Any], x: torch.Tensor) -> torc
     codes, absmax, outlying = torch.ops.llmfit.quantize_int8(rows, float(state.threshold))
     sums = torch.ops.bitsandbytes.int8_linear_matmul(codes, state.CB)
     out: torch.Tensor = torch.ops.llmfit.rescale_int8(sums, absmax, state.SCB, bias)
-    if outlying.any():
-        columns = outlying.nonzero().view(-1)
-        weights = torch.ops.bitsandbytes.int8_vectorwise_dequant(
-            state.CB[:, columns].contiguous(), state.SCB
-        )
-        outliers, more = -len(columns) % _OUTLIERS, -len(rows) % _ROWS
-        inputs = pad(rows[:, columns], (0, outliers, 0, more))
-        weights = pad(weights.to(x.dtype), (0, outliers))
-        out = pad(out, (0, 0, 0, more)).addmm(inputs, weights.t())[: len(rows)]
+    inputs, weights = torch.ops.llmfit.outliers_int8(
+        rows, state.CB, state.SCB, outlying, _ROWS, _OUTLIERS
+    )
+    if len(inputs):
+        out = pad(out, (0, 0, 0, len(inputs) - len(rows))).addmm(inputs, weights.t())[: len(rows)]
     return out.view(*x.shape[:-1], -1)

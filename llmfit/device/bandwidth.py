@@ -10,8 +10,9 @@ from llmfit.device.huge_pages import ask_for_huge_pages
 from llmfit.device.memory import free_bytes
 from llmfit.records import Device
 
-_CACHES = 4
-"""So many times a CPU's last-level caches are read, so that little of it comes from them."""
+_CACHES = 2
+"""So many times a CPU's last-level caches are read, so that a pass finds next to nothing of the one
+before. Of more the memory alone takes seconds, where a host has to find it first."""
 _LEAST_BYTES = 256 << 20
 _MOST_BYTES = 4 << 30
 _GPU_BYTES = 2 << 30

@@ -268,6 +268,8 @@ Tensor linears_bf16(const Tensor& x, const std::vector<Tensor>& weights,
 
 // ------------------------------------------------------------------ LLM.int8()
 
+constexpr float kOf127 = 7.874015718698502e-3f;  // what bitsandbytes takes for 1 / 127
+
 inline float to_half_and_back(float value) {
   return static_cast<float>(torch::headeronly::Half(value));
 }
@@ -350,7 +352,7 @@ Tensor linear_int8(const Tensor& x, const Tensor& weight, const Tensor& absmax,
       if (outliers.empty()) return;
       float exact = to_float(out[row]);
       for (const int64_t k : outliers)
-        exact += to_float(in[k]) * to_float(to_bf16(line[k] * scales[row] * 7.874015718698502e-3f));
+        exact += to_float(in[k]) * to_float(to_bf16(line[k] * scales[row] * kOf127));
       out[row] = to_bf16(exact);
     };
     const int64_t half = (end - begin + 1) / 2;  // two streams, as in products()
@@ -449,6 +451,47 @@ Tensor rescale_int8(const Tensor& sums, const Tensor& input_absmax, const Tensor
     }
   });
   return result;
+}
+
+// What LLM.int8() multiplies in bfloat16: of x bf16[M, K] and of weight int8[N, K] * absmax float32[N]
+// the n columns that `marked` uint8[K] has -> bf16[M, n] and bf16[N, n], both n and M rounded up to a
+// multiple with zeros. Both are empty where nothing is marked.
+std::tuple<Tensor, Tensor> outliers_int8(const Tensor& x, const Tensor& weight, const Tensor& absmax,
+                                         const Tensor& marked, int64_t row_multiple,
+                                         int64_t column_multiple) {
+  const int64_t rows = x.size(0), inputs = x.size(1), outputs = weight.size(0);
+  check_matrix(x, ScalarType::BFloat16, rows * inputs);
+  check_matrix(weight, ScalarType::Char, outputs * inputs);
+  check_matrix(absmax, ScalarType::Float, outputs);
+  check_matrix(marked, ScalarType::Byte, inputs);
+  STD_TORCH_CHECK(row_multiple > 0 && column_multiple > 0, "llmfit: multiples are above 0");
+  std::vector<int64_t> columns;
+  for (int64_t k = 0; k < inputs; ++k)
+    if (data<uint8_t>(marked)[k] != 0) columns.push_back(k);
+  const int64_t count = static_cast<int64_t>(columns.size());
+  const auto rounded_up = [](int64_t value, int64_t multiple) {
+    return (value + multiple - 1) / multiple * multiple;
+  };
+  const int64_t width = rounded_up(count, column_multiple);
+  Tensor of_inputs =
+      torch::stable::new_zeros(x, {count == 0 ? 0 : rounded_up(rows, row_multiple), width});
+  Tensor of_weights = torch::stable::new_zeros(x, {count == 0 ? 0 : outputs, width});
+  if (count == 0) return {of_inputs, of_weights};
+  const bf16* in = data<bf16>(x);
+  const int8_t* matrix = data<int8_t>(weight);
+  const float* scales = data<float>(absmax);
+  bf16 *some_inputs = mutable_data<bf16>(of_inputs), *some_weights = mutable_data<bf16>(of_weights);
+  for (int64_t row = 0; row < rows; ++row)
+    for (int64_t i = 0; i < count; ++i)
+      some_inputs[row * width + i] = in[row * inputs + columns[i]];
+  const int64_t grain = std::max<int64_t>(1, kGrainBytes / (64 * count));  // a line of the cache each
+  torch::stable::parallel_for(0, outputs, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row)
+      for (int64_t i = 0; i < count; ++i)
+        some_weights[row * width + i] =
+            to_bf16(matrix[row * inputs + columns[i]] * scales[row] * kOf127);
+  });
+  return {of_inputs, of_weights};
 }
 
 // ------------------------------------------------------------------ four bits, bitsandbytes' packing
@@ -1049,6 +1092,9 @@ STABLE_TORCH_LIBRARY(llmfit, m) {
   m.def(
       "rescale_int8(Tensor sums, Tensor input_absmax, Tensor weight_absmax, Tensor? bias) -> Tensor");
   m.def(
+      "outliers_int8(Tensor x, Tensor weight, Tensor absmax, Tensor marked, int row_multiple, "
+      "int column_multiple) -> (Tensor, Tensor)");
+  m.def(
       "linear_4bit_packed(Tensor x, Tensor codes, Tensor absmax, Tensor table, Tensor? bias, "
       "int block) -> Tensor");
   m.def(
@@ -1071,6 +1117,7 @@ STABLE_TORCH_LIBRARY_IMPL(llmfit, CPU, m) {
   m.impl("linear_int8", TORCH_BOX(&linear_int8));
   m.impl("quantize_int8", TORCH_BOX(&quantize_int8));
   m.impl("rescale_int8", TORCH_BOX(&rescale_int8));
+  m.impl("outliers_int8", TORCH_BOX(&outliers_int8));
   m.impl("linear_4bit_packed", TORCH_BOX(&linear_4bit_packed));
   m.impl("linear_int4", TORCH_BOX(&linear_int4));
   m.impl("unpack_4bit_packed", TORCH_BOX(&unpack_4bit_packed));

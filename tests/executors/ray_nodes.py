@@ -37,6 +37,7 @@ class RayNodes:
         self.address = f"127.0.0.1:{port}"
         self._port = port
         self._nodes: dict[str, subprocess.Popen[bytes]] = {}
+        self._watch: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> RayNodes:
         self._start(
@@ -46,12 +47,23 @@ class RayNodes:
                 f"--temp-dir={self._folder}",
             ],
         )  # fmt: skip
-        self._await(1)
+        with (
+            (self._folder / "alive").open("wb") as alive,
+            (self._folder / "said").open("wb") as said,
+        ):
+            self._watch = subprocess.Popen(
+                [sys.executable, "-c", _WATCH, self.address],
+                stdout=alive, stderr=said, env={**os.environ, **AUTH},
+            )  # fmt: skip
+        self._await_another_than(frozenset())
         return self
 
     def __exit__(self, *_: object) -> None:
         for name in reversed(list(self._nodes)):
             self.kill(name)
+        if self._watch is not None:
+            self._watch.kill()
+            self._watch.wait()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def add(
@@ -65,6 +77,7 @@ class RayNodes:
     ) -> None:
         """One more node; ``inside`` is a command that it is to be started by."""
         resources = {} if kind is None else {f"accelerator_type:{kind}": 1}
+        before = self._alive()
         self._start(
             name,
             [f"--address={self.address}", f"--num-cpus={cpus}",
@@ -72,7 +85,7 @@ class RayNodes:
             environment=environment,
             inside=inside,
         )  # fmt: skip
-        self._await(len(self._nodes))
+        self._await_another_than(before)
 
     def kill(self, name: str) -> None:
         """End a node at once, with everything that it runs."""
@@ -109,29 +122,32 @@ class RayNodes:
                 },
             )  # fmt: skip
 
-    def _await(self, count: int) -> None:
-        """Wait until so many nodes are in the cluster."""
+    def _alive(self) -> frozenset[str]:
+        """The ids of the nodes that were in the cluster a moment ago."""
+        lines = (self._folder / "alive").read_text().splitlines()
+        return frozenset(lines[-1].split() if lines else ())
+
+    def _await_another_than(self, before: frozenset[str]) -> None:
+        """Wait until a node is in the cluster that was not."""
         deadline = time.monotonic() + _START_S
-        said = ""
-        while time.monotonic() < deadline:
+        while not self._alive() - before:
             for name, process in self._nodes.items():
                 assert process.poll() is None, f"{name} ended: {self.log(name)[-2000:]}"
-            told = subprocess.run(
-                [sys.executable, "-c", _WAIT, self.address, str(count)],
-                capture_output=True, text=True, env={**os.environ, **AUTH}, check=False,
-            )  # fmt: skip
-            if told.returncode == 0:
-                return
-            said = told.stderr[-1000:]
-        raise AssertionError(f"no {count} nodes within {_START_S} s: {said}")
+            said = (self._folder / "said").read_text()[-1000:]
+            assert time.monotonic() < deadline, f"no new node within {_START_S} s: {said}"
+            time.sleep(0.1)
 
 
-_WAIT = """
+_WATCH = """
 import sys, time, ray
-ray.init(sys.argv[1], log_to_driver=False, logging_level="ERROR")
-for _ in range(100):
-    if sum(node["Alive"] for node in ray.nodes()) == int(sys.argv[2]):
-        sys.exit(0)
+while not ray.is_initialized():
+    try:
+        ray.init(sys.argv[1], log_to_driver=False, logging_level="ERROR")
+    except ConnectionError as exc:  # the head is not up yet
+        print(exc, file=sys.stderr, flush=True)
+        time.sleep(0.5)
+while True:
+    print(*(node["NodeID"] for node in ray.nodes() if node["Alive"]), flush=True)
     time.sleep(0.1)
-sys.exit(1)
 """
+"""Prints the ids of the nodes that are in the cluster, again and again."""

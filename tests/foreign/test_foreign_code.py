@@ -22,6 +22,7 @@ from llmfit.quantize.pickles import as_safetensors
 from llmfit.records import Comparison, Workload
 from llmfit.reproduction import reproduce
 
+pytestmark = pytest.mark.usefixtures("imported_once")
 QUICK = Workload(prompt_tokens=8, new_tokens=4, repeats=1, warmup=0)
 EMBEDDED = data_path("embedded")
 
