@@ -42,10 +42,16 @@ def row(method: str, spec: ModelSpec, **options: Any) -> HfModel:
 # ---------------------------------------------------------------- AutoGPTQ
 
 
-@pytest.mark.parametrize("sym", [True, False], ids=["sym", "asym"])
-@pytest.mark.parametrize("act_order", [False, True], ids=["plain", "act-order"])
 @pytest.mark.parametrize(
-    "bits", [4, *(pytest.param(bits, marks=pytest.mark.slow) for bits in (8, 3, 2))]
+    ("bits", "act_order", "sym"),
+    [
+        *((4, act_order, sym) for act_order in (False, True) for sym in (True, False)),
+        *(
+            pytest.param(bits, act_order, sym, marks=pytest.mark.slow)
+            for bits in (8, 3, 2)  # each layer is compiled: two of the four ways have to do
+            for act_order, sym in ((False, True), (True, False))
+        ),
+    ],
 )
 def test_autogptq_folders_load(bits: int, act_order: bool, sym: bool, tmp_path: Path) -> None:
     """quantize_config.json beside a config.json that says nothing, the file named as then."""
