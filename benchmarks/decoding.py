@@ -277,6 +277,8 @@ def _print_row(row: Row) -> None:
         print(f"{row.backend:<9} skipped: {row.skipped}")
         return
     ours = row.tokens_per_s[OURS]
+    if not row.ratio:
+        print(f"{row.backend:<9} {ours.median:8.1f} tokens/s ({ours.low:.1f} … {ours.high:.1f})")
     for name, ratio in row.ratio.items():
         peer = row.tokens_per_s[name].median
         print(

@@ -415,7 +415,14 @@ std::tuple<Tensor, Tensor, Tensor> quantize_int8(const Tensor& x, double thresho
       sizes[row] = largest;
       const float factor = largest > 0.0f ? 1.0f / largest * 127.0f : 0.0f;  // as torch has 127 / x
       int8_t* line = out + row * inputs;
-      for (k = 0; k < inputs; ++k)
+      k = 0;
+#if LLMFIT_AVX512
+      for (const __m512 by = _mm512_set1_ps(factor); k + 16 <= inputs; k += 16) {
+        const __m512 scaled = _mm512_mul_ps(_mm512_loadu_ps(values.data() + k), by);
+        _mm_storeu_si128((__m128i*)(line + k), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(scaled)));
+      }
+#endif
+      for (; k < inputs; ++k)
         line[k] = static_cast<int8_t>(static_cast<int32_t>(std::nearbyint(values[k] * factor)));
     }
   });
