@@ -17,11 +17,9 @@ its read. The embedded model lies in the CPU's cache, but for that turn.
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -30,25 +28,22 @@ from typing import Any
 import numpy as np
 from decoding import (
     Ours,
-    Result,
     Row,
     Turn,
     add_options,
     generate_turn,
     known,
-    print_result,
     race,
     row_of,
+    run_apart,
+    workload_of,
 )
 
 from llmfit.deployer import Deployer
 from llmfit.device.bandwidth import memory_reader
-from llmfit.device.environment import environment
 from llmfit.errors import LlmfitError
-from llmfit.files import write_atomically
 from llmfit.measure import random_prompts
 from llmfit.planning.speed.work import bytes_per_step
-from llmfit.records import Workload, read_record, to_json
 
 MODELS = {"1.24 B": "meta-llama/Llama-3.2-1B", "embedded": None}
 """The first by its shape alone, with random weights."""
@@ -60,33 +55,14 @@ LLAMA_CPP_BF16 = "llama_decode, BF16"
 def main() -> None:
     """Run the rows, each in a process of its own, and print and write the figures."""
     args = _arguments()
-    if args.show is not None:
-        print_result(read_record(Result, args.show))
-        return
-    context = multiprocessing.get_context("spawn")
-    rows = []
-    for model in args.models:
-        for backend in args.backends:
-            with ProcessPoolExecutor(1, mp_context=context) as pool:
-                rows.append(pool.submit(run_row, model, backend, args).result())
-    result = Result(
-        workload=_workload(args),
-        settings={"threads": args.threads, "rounds": args.rounds, "seed": args.seed},
-        rows=tuple(rows),
-        environment=environment(),
+    run_apart(
+        run_row, [(model, backend) for model in args.models for backend in args.backends], args
     )
-    print_result(result)
-    if args.out is not None:
-        write_atomically(args.out, to_json(result) + "\n")
-
-
-def _workload(args: argparse.Namespace) -> Workload:
-    return Workload(prompt_tokens=args.prompt_tokens, new_tokens=args.new_tokens)
 
 
 def run_row(model: str, backend: str, args: argparse.Namespace) -> Row:
     """The race of one row; where it cannot run, a row with the reason."""
-    workload = _workload(args)
+    workload = workload_of(args)
     try:
         deployer = Deployer(
             MODELS[model],

@@ -34,6 +34,7 @@ from decoding import (
     print_result,
     race,
     row_of,
+    workload_of,
 )
 
 from llmfit.deployer import Deployer
@@ -59,7 +60,7 @@ def main() -> None:
         print_result(read_record(Result, args.show))
         return
     device = pick_device(args.device)
-    workload = Workload(prompt_tokens=args.prompt_tokens, new_tokens=args.new_tokens)
+    workload = workload_of(args)
     result = Result(
         workload=workload,
         settings={

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import argparse
 import gc
+import multiprocessing
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,9 +23,11 @@ from typing import Any, TypeVar
 from llmfit.backends.base import LoadedModel
 from llmfit.decode.base import Decoder
 from llmfit.device.bandwidth import MemoryReader, measure_bandwidth
+from llmfit.device.environment import environment
 from llmfit.device.execution import Marks
 from llmfit.errors import LlmfitError
-from llmfit.records import Device, Environment, Sampled, Workload
+from llmfit.files import write_atomically
+from llmfit.records import Device, Environment, Sampled, Workload, read_record, to_json
 from llmfit.stats import sampled
 
 T = TypeVar("T")
@@ -201,6 +205,37 @@ def add_options(
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--show", type=Path, help="print such a file's figures, run nothing")
     parser.add_argument("--out", type=Path, help="write all figures to this JSON file")
+
+
+def workload_of(args: argparse.Namespace) -> Workload:
+    """The prompt and the new tokens that are asked for."""
+    return Workload(prompt_tokens=args.prompt_tokens, new_tokens=args.new_tokens)
+
+
+def run_apart(
+    run_row: Callable[..., Row], rows: Sequence[tuple[str, ...]], args: argparse.Namespace
+) -> None:
+    """``run_row(*row, args)`` of each row in a process of its own; print and write the figures.
+
+    With ``--show`` those of a file are printed and nothing runs. ``args`` has ``threads``, too.
+    """
+    if args.show is not None:
+        print_result(read_record(Result, args.show))
+        return
+    context = multiprocessing.get_context("spawn")
+    made = []
+    for row in rows:
+        with ProcessPoolExecutor(1, mp_context=context) as pool:
+            made.append(pool.submit(run_row, *row, args).result())
+    result = Result(
+        workload=workload_of(args),
+        settings={"threads": args.threads, "rounds": args.rounds, "seed": args.seed},
+        rows=tuple(made),
+        environment=environment(),
+    )
+    print_result(result)
+    if args.out is not None:
+        write_atomically(args.out, to_json(result) + "\n")
 
 
 def race(

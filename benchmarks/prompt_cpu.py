@@ -12,22 +12,17 @@ Llama-3.2 are random.
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import time
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
-from decoding import OURS, Result, Row, Turn, add_options, print_result, race, row_of
+from decoding import OURS, Row, Turn, add_options, race, row_of, run_apart, workload_of
 
 from llmfit.deployer import Deployer
-from llmfit.device.environment import environment
 from llmfit.errors import LlmfitError
-from llmfit.files import write_atomically
 from llmfit.measure import random_prompts
-from llmfit.records import Workload, read_record, to_json
 
 MODEL = "meta-llama/Llama-3.2-1B"
 """By its shape alone."""
@@ -38,32 +33,12 @@ LIBRARY = "the library's own"
 def main() -> None:
     """Run the rows, each in a process of its own, and print and write the figures."""
     args = _arguments()
-    if args.show is not None:
-        print_result(read_record(Result, args.show))
-        return
-    context = multiprocessing.get_context("spawn")
-    rows = []
-    for backend in args.backends:
-        with ProcessPoolExecutor(1, mp_context=context) as pool:
-            rows.append(pool.submit(run_row, backend, args).result())
-    result = Result(
-        workload=_workload(args),
-        settings={"threads": args.threads, "rounds": args.rounds, "seed": args.seed},
-        rows=tuple(rows),
-        environment=environment(),
-    )
-    print_result(result)
-    if args.out is not None:
-        write_atomically(args.out, to_json(result) + "\n")
-
-
-def _workload(args: argparse.Namespace) -> Workload:
-    return Workload(prompt_tokens=args.prompt_tokens, new_tokens=args.new_tokens)
+    run_apart(run_row, [(backend,) for backend in args.backends], args)
 
 
 def run_row(backend: str, args: argparse.Namespace) -> Row:
     """The race of one row; where it cannot run, a row with the reason."""
-    workload = _workload(args)
+    workload = workload_of(args)
     try:
         deployer = Deployer(
             MODEL,
