@@ -165,7 +165,7 @@ def _remove(scratch: str) -> None:
     """Remove a folder in which the study may still be making files: by now it has another name."""
     gone = f"{scratch}-gone"
     with suppress(OSError):  # the parent may have been quicker
-        os.rename(scratch, gone)
+        Path(scratch).rename(gone)
     shutil.rmtree(gone, ignore_errors=True)
 
 
