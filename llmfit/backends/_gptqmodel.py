@@ -125,15 +125,12 @@ class GptqModelBackend(TorchBackend):
     def load(self, plan: Plan, progress: Progress = no_progress) -> LoadedModel:
         """See ``Backend.load``."""
         import_gptqmodel()
-        from llmfit.backends._unpacked_rows import unpack_for_many_rows
-
         loaded = self._random(plan) if plan.weights == "synthetic" else self._real(plan, progress)
         model, artifact = loaded.model, loaded.artifact
         if loaded.choice is not None:
             loaded.choice.apply(model)
         run_one_token(model)
         _take_inputs_as_they_come(model)
-        unpacked = unpack_for_many_rows(model)
         share = quantized_share(model)
         info = LoadInfo(
             kernel=Kernel(
@@ -144,7 +141,7 @@ class GptqModelBackend(TorchBackend):
             dtype=self.id,
             weights_bytes=weights_bytes(model),
             quantized_share=share,
-            notes=(*loaded.notes, *unpacked, share_note(share), *_arithmetic(model)),
+            notes=(*loaded.notes, share_note(share), *_arithmetic(model)),
             artifact=None if artifact is None else str(artifact.folder),
             quantize_s=None if artifact is None else artifact.quantize_s,
             check_s=0.0 if artifact is None else artifact.check_s,

@@ -1,10 +1,11 @@
-"""4-bit layers for many rows on a CPU with AMX: made bfloat16 part by part, multiplied by PyTorch.
+"""bitsandbytes' 4-bit layers for many rows on a CPU with AMX: weights in bf16, PyTorch's product.
 
-    packed codes ─► llmfit::unpack_… ─► bf16[some rows, K] ─► PyTorch's product ─► their columns
+    packed codes ─► unpack_4bit_packed ─► bf16[some rows, K] ─► PyTorch's product ─► their columns
 
-The libraries' 4-bit kernels are made for few rows. They look each code up again for every few of
-them and have no tiles, in which such a CPU multiplies ten times as fast; here a code is looked up
-once. The weights are those of the library's own dequantisation, and no more than a part is held.
+bitsandbytes' kernel for CPUs is made for few rows. It looks each code up again for every few of
+them and has no tiles, in which such a CPU multiplies ten times as fast; here a code is looked up
+once. The weights are those of its own dequantisation, with which it multiplies many rows on a GPU,
+and no more than a part of them is held. GPTQ's and AWQ's are not so: see CONTRIBUTING.md.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ _LEAST_ROWS = 32
 """Fewer are multiplied sooner than their weights are unpacked."""
 _PART_BYTES = 16 * 2**20
 """Of weights made bf16 at a time: oneDNN wants some hundreds of outputs, also of wide layers."""
-_AT_ONCE = 64
-"""Output rows of which all packings here hold whole groups."""
+_PACKED_ROWS = 32
+"""Output rows that are packed together."""
 _LEAST_BLOCK = 32
-"""Neighbouring inputs that the kernels take to have one scale."""
+"""Neighbouring inputs that the kernel takes to have one scale."""
 _MATRIX_TILES = "amx_bf16"
 NOTE = f"{_LEAST_ROWS} tokens and more at once: unpacked by llmfit, multiplied in bf16 by PyTorch"
 
@@ -51,37 +52,14 @@ def unpack_for_many_rows(model: nn.Module) -> tuple[str, ...]:
 
 def _unpack_of(layer: Any) -> Unpack | None:
     """How the layer's weights are unpacked as it now is; None where llmfit cannot."""
-    find = _KINDS.get(type(layer).__name__)
-    return None if find is None or layer.out_features % _AT_ONCE else find(layer)
-
-
-def _nf4(layer: Any) -> Unpack | None:
+    if type(layer).__name__ != "Linear4bit":
+        return None
     codes, state = layer.weight.data, layer.weight.quant_state
     packed = getattr(state, "packing_format_for_cpu", False)
     if not packed or codes.device.type != "cpu" or state.blocksize % _LEAST_BLOCK:
         return None
-    table = state.code.float()
-    return partial(
-        torch.ops.llmfit.unpack_4bit_packed, codes, state.absmax, table, int(state.blocksize)
-    )
-
-
-def _int4(layer: Any) -> Unpack | None:
-    codes, scales = layer.qweight, getattr(layer, "scales_and_zeros", None)
-    as_here = torch.backends.cpu.get_cpu_capability() == "AVX512"
-    if not as_here or codes.device.type != "cpu" or layer.group_size % _LEAST_BLOCK:
-        return None
-    if scales is None or scales.dtype != torch.bfloat16:
-        return None
-    return partial(torch.ops.llmfit.unpack_int4, codes, scales, layer.group_size)
-
-
-_KINDS: dict[str, Callable[[Any], Unpack | None]] = {
-    "Linear4bit": _nf4,
-    "TorchAtenLinear": _int4,
-    "TorchAtenAwqLinear": _int4,
-}
-"""By the class of the layer."""
+    table, block = state.code.float(), int(state.blocksize)
+    return partial(torch.ops.llmfit.unpack_4bit_packed, codes, state.absmax, table, block)
 
 
 def _forward(layer: Any, general: Callable[[Any], Any], x: torch.Tensor) -> torch.Tensor:
@@ -91,10 +69,8 @@ def _forward(layer: Any, general: Callable[[Any], Any], x: torch.Tensor) -> torc
     if unpack is None:
         result: torch.Tensor = general(x)
         return result
-    # GPTQ layers with activation order take their inputs in one of their own.
-    inputs = x.reshape(-1, layer.in_features)[:, getattr(layer, "ret_idx", slice(None))]
-    outputs = _product(inputs, unpack, layer.out_features)
-    if layer.bias is not None:  # to the rounded product, as the libraries add it
+    outputs = _product(x.reshape(-1, layer.in_features), unpack, layer.out_features)
+    if layer.bias is not None:  # to the rounded product, as bitsandbytes adds it
         outputs += layer.bias
     return outputs.view(*x.shape[:-1], layer.out_features)
 
@@ -102,7 +78,7 @@ def _forward(layer: Any, general: Callable[[Any], Any], x: torch.Tensor) -> torc
 def _product(inputs: torch.Tensor, unpack: Unpack, n_outputs: int) -> torch.Tensor:
     """inputs bf16[M, K] times the weights, which are unpacked part by part: bf16[M, N]."""
     row_bytes = inputs.element_size() * inputs.shape[1]
-    at_once = max(1, _PART_BYTES // row_bytes // _AT_ONCE) * _AT_ONCE
+    at_once = max(1, _PART_BYTES // row_bytes // _PACKED_ROWS) * _PACKED_ROWS
     if at_once >= n_outputs:
         return linear(inputs, unpack(0, n_outputs))
     outputs = inputs.new_empty(len(inputs), n_outputs)

@@ -726,20 +726,9 @@ Tensor linear_int4(const Tensor& x, const Tensor& codes, const Tensor& scales_an
 // ------------------------------------------------------------------ four bits, made bfloat16
 
 // Many rows of inputs are best multiplied by PyTorch's own kernel for bfloat16, with a few output rows'
-// weights at a time: those below make them. A weight is value * scale + zero in float32, rounded once.
+// weights at a time: this makes them. A weight is value * scale in float32, rounded once.
 
 constexpr int64_t kUnpackedInputs = 32;  // at a time, all of one block: a line of the cache
-
-void check_unpacked(int64_t rows, int64_t inputs, int64_t block, int64_t packed, int64_t begin,
-                    int64_t end) {
-  STD_TORCH_CHECK(block > 0 && block % kUnpackedInputs == 0 && rows % packed == 0,
-                  "llmfit: ", rows, " x ", inputs, " weights in blocks of ", block,
-                  " are not unpacked here");
-  STD_TORCH_CHECK(0 <= begin && begin < end && end <= rows && begin % packed == 0 &&
-                      end % packed == 0,
-                  "llmfit: rows ", begin, " to ", end, " are not whole groups of ", packed, " of ",
-                  rows);
-}
 
 #if LLMFIT_AVX512
 // 16 x 16 words turned over: lane p of v[r] becomes what was lane r of v[p].
@@ -767,14 +756,13 @@ inline void transpose_words(__m512i v[16]) {
 
 // 32 weights of a row. The lowest four bits of the halves of lane p are the codes of inputs 2p and
 // 2p + 1; a look-up reads no other bits.
-inline void store_weights(bf16* out, __m512i pairs, __m512 values, float scale, float zero) {
+inline void store_weights(bf16* out, __m512i pairs, __m512 values, float scale) {
   alignas(64) static const uint16_t kInterleave[32] = {0,  16, 1,  17, 2,  18, 3,  19, 4,  20, 5,
                                                        21, 6,  22, 7,  23, 8,  24, 9,  25, 10, 26,
                                                        11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
-  const __m512 by = _mm512_set1_ps(scale), added = _mm512_set1_ps(zero);
-  const __m512 even = _mm512_fmadd_ps(_mm512_permutexvar_ps(pairs, values), by, added);
-  const __m512 odd =
-      _mm512_fmadd_ps(_mm512_permutexvar_ps(_mm512_srli_epi32(pairs, 16), values), by, added);
+  const __m512 by = _mm512_set1_ps(scale);
+  const __m512 even = _mm512_mul_ps(_mm512_permutexvar_ps(pairs, values), by);
+  const __m512 odd = _mm512_mul_ps(_mm512_permutexvar_ps(_mm512_srli_epi32(pairs, 16), values), by);
   const __m512i both = (__m512i)_mm512_cvtne2ps_pbh(odd, even);
   _mm512_storeu_si512(out, _mm512_permutexvar_epi16(_mm512_load_si512(kInterleave), both));
 }
@@ -785,7 +773,13 @@ inline void store_weights(bf16* out, __m512i pairs, __m512 values, float scale, 
 Tensor unpack_4bit_packed(const Tensor& codes, const Tensor& absmax, const Tensor& table,
                           int64_t block, int64_t begin, int64_t end) {
   const int64_t rows = absmax.size(1), inputs = absmax.size(0) * block;
-  check_unpacked(rows, inputs, block, kPackedRows, begin, end);
+  STD_TORCH_CHECK(block > 0 && block % kUnpackedInputs == 0 && rows % kPackedRows == 0,
+                  "llmfit: ", rows, " x ", inputs, " weights in blocks of ", block,
+                  " are not unpacked here");
+  STD_TORCH_CHECK(0 <= begin && begin < end && end <= rows && begin % kPackedRows == 0 &&
+                      end % kPackedRows == 0,
+                  "llmfit: rows ", begin, " to ", end, " are not whole groups of ", kPackedRows,
+                  " of ", rows);
   check_matrix(codes, ScalarType::Byte, rows * inputs / 2);
   check_matrix(absmax, ScalarType::BFloat16, rows * inputs / block);
   check_matrix(table, ScalarType::Float, 16);
@@ -810,9 +804,9 @@ Tensor unpack_4bit_packed(const Tensor& codes, const Tensor& absmax, const Tenso
         ask_far_ahead(line);
         transpose_words(v);
         for (int r = 0; r < 16; ++r) {
-          store_weights(out + r * inputs + k, v[r], looked_up, to_float(scale[r]), 0.0f);
+          store_weights(out + r * inputs + k, v[r], looked_up, to_float(scale[r]));
           store_weights(out + (r + 16) * inputs + k, _mm512_srli_epi32(v[r], 4), looked_up,
-                        to_float(scale[r + 16]), 0.0f);
+                        to_float(scale[r + 16]));
         }
 #else
         for (int64_t r = 0; r < kPackedRows; ++r)
@@ -820,61 +814,6 @@ Tensor unpack_4bit_packed(const Tensor& codes, const Tensor& absmax, const Tenso
             const uint8_t both = line[(i / 2) * kPackedRows + (r % 16) * 2 + i % 2];
             out[r * inputs + k + i] =
                 to_bf16(values[r < 16 ? both & 15 : both >> 4] * to_float(scale[r]));
-          }
-#endif
-      }
-    }
-  });
-  return result;
-}
-
-// codes uint8[N, K/2] and scales_and_zeros bf16[K/group, N, 2] as in linear_int4
-// -> bf16[end - begin, K], the weights of the rows begin ... end - 1.
-Tensor unpack_int4(const Tensor& codes, const Tensor& scales_and_zeros, int64_t group, int64_t begin,
-                   int64_t end) {
-  const int64_t rows = scales_and_zeros.size(1), inputs = scales_and_zeros.size(0) * group;
-  check_unpacked(rows, inputs, group, kInt4Rows, begin, end);
-  check_matrix(codes, ScalarType::Byte, rows * inputs / 2);
-  check_matrix(scales_and_zeros, ScalarType::BFloat16, 2 * rows * inputs / group);
-  Tensor result = torch::stable::new_empty(scales_and_zeros, {end - begin, inputs});
-  const bf16* scales = data<bf16>(scales_and_zeros);
-  const uint8_t* packed = data<uint8_t>(codes);
-  bf16* weights = mutable_data<bf16>(result);
-  const int64_t grain = std::max<int64_t>(1, kGrainBytes / (2 * kInt4Rows * inputs));
-  share_out((end - begin) / kInt4Rows, grain, [&](int64_t first, int64_t last) {
-    for (int64_t tile = first; tile < last; ++tile) {
-      const int64_t row = begin + tile * kInt4Rows;
-      const uint8_t* line = packed + row * (inputs / 2);
-      bf16* out = weights + tile * kInt4Rows * inputs;
-      for (int64_t k = 0; k < inputs; k += kUnpackedInputs, line += 16 * kInt4Rows) {
-        const bf16* of_row = scales + 2 * (k / group * rows + row);  // scale and zero in turn
-#if LLMFIT_AVX512
-        const __m512 looked_up = _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7);
-        __m512i v[2][16];
-        for (int p = 0; p < 16; ++p) {
-          const __m256i a = _mm256_loadu_si256((const __m256i*)(line + 64 * p));
-          const __m256i b = _mm256_loadu_si256((const __m256i*)(line + 64 * p + 32));
-          v[0][p] = _mm512_cvtepu8_epi16(_mm256_unpacklo_epi8(a, b));
-          v[1][p] = _mm512_cvtepu8_epi16(_mm256_unpackhi_epi8(a, b));
-        }
-        ask_far_ahead(line), ask_far_ahead(line + 512);
-        for (int half = 0; half < 2; ++half) {
-          transpose_words(v[half]);
-          for (int i = 0; i < 16; ++i) {
-            const int r = i % 8 + 16 * (i / 8) + 8 * half;  // 0 ... 7 and 16 ... 23, or what is between
-            store_weights(out + r * inputs + k, v[half][i], looked_up, to_float(of_row[2 * r]),
-                          to_float(of_row[2 * r + 1]));
-            store_weights(out + (r + 32) * inputs + k, _mm512_srli_epi32(v[half][i], 4), looked_up,
-                          to_float(of_row[2 * r + 64]), to_float(of_row[2 * r + 65]));
-          }
-        }
-#else
-        for (int64_t r = 0; r < kInt4Rows; ++r)
-          for (int64_t i = 0; i < kUnpackedInputs; ++i) {
-            const uint8_t both = line[i * 32 + r % 32];
-            const float code = float(int32_t(r < 32 ? both & 15 : both >> 4) - 8);
-            out[r * inputs + k + i] =
-                to_bf16(std::fma(code, to_float(of_row[2 * r]), to_float(of_row[2 * r + 1])));
           }
 #endif
       }
@@ -1110,8 +1049,6 @@ STABLE_TORCH_LIBRARY(llmfit, m) {
   m.def(
       "unpack_4bit_packed(Tensor codes, Tensor absmax, Tensor table, int block, int begin, int end) "
       "-> Tensor");
-  m.def(
-      "unpack_int4(Tensor codes, Tensor scales_and_zeros, int group, int begin, int end) -> Tensor");
   m.def("rms_norm(Tensor x, Tensor weight, float epsilon) -> Tensor");
   m.def(
       "attend(Tensor query, Tensor keys, Tensor values, Tensor held, float scale, int window) "
@@ -1128,7 +1065,6 @@ STABLE_TORCH_LIBRARY_IMPL(llmfit, CPU, m) {
   m.impl("linear_4bit_packed", TORCH_BOX(&linear_4bit_packed));
   m.impl("linear_int4", TORCH_BOX(&linear_int4));
   m.impl("unpack_4bit_packed", TORCH_BOX(&unpack_4bit_packed));
-  m.impl("unpack_int4", TORCH_BOX(&unpack_int4));
   m.impl("rms_norm", TORCH_BOX(&rms_norm));
   m.impl("attend", TORCH_BOX(&attend));
 }

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import transformers
-from packing import Integers, awq_tensors, fp8_tensors, gptq_tensors, random_integers
+from packing import fp8_tensors
 from safetensors.torch import save_file
 
 VOCABULARY = 512
@@ -75,20 +75,6 @@ def write_fp8(folder: Path, model: Any, *, tokenizer_from: Path) -> Path:
         "weight_block_size": [128, 128],
     }  # fmt: skip
     return write(folder, model, tensors, tokenizer_from=tokenizer_from, quantization=said)
-
-
-def packed(method: str, **kind: Any) -> tuple[Any, dict[str, torch.Tensor]]:
-    """A dense float32 model, and the same model's tensors in the method's old layout."""
-    model = llama()
-    tensors: dict[str, torch.Tensor] = {}
-    for seed, (name, layer) in enumerate(block_linears(model).items()):
-        matrix: Integers = random_integers(layer.in_features, layer.out_features, seed=seed, **kind)
-        layer.weight.data = torch.from_numpy(matrix.dense().T.copy())
-        fields = gptq_tensors(matrix) if method == "gptq" else awq_tensors(matrix)
-        tensors |= {f"{name}.{key}": torch.from_numpy(value) for key, value in fields.items()}
-    own = {f"{name}.weight" for name in block_linears(model)}
-    tensors |= {key: value for key, value in halves(model).items() if key not in own}
-    return model, tensors
 
 
 def halves(model: Any) -> dict[str, torch.Tensor]:
