@@ -26,7 +26,8 @@ from llmfit.measure import random_prompts
 
 MODEL = "meta-llama/Llama-3.2-1B"
 """By its shape alone."""
-BACKENDS = ("sdpa", "int8", "nf4", "gptq", "awq")
+BACKENDS = ("sdpa", "int8", "nf4")
+"""The first as it is, the others with products of llmfit's."""
 LIBRARY = "the library's own"
 
 
