@@ -16,6 +16,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -91,18 +92,19 @@ def converse(
         child.wait()
 
 
-def job_and_send(before_end: Callable[[], None] | None = None) -> tuple[Message, Send]:
+def job_and_send(before_end: Callable[[Message], None] | None = None) -> tuple[Message, Send]:
     """The child's side: its job, and what sends a message to the parent.
 
-    From here on what libraries print to stdout joins stderr. ``before_end`` is done before the
-    child ends with its parent; without it, the system ends the child at once.
+    From here on what libraries print to stdout joins stderr. ``before_end`` is called with the job
+    before the child ends with its parent; without it, the system ends the child at once.
     """
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     if before_end is None:
         die_with_parent()
     job = json.loads(sys.stdin.readline())
-    threading.Thread(target=end_with_parent, args=(before_end,), daemon=True).start()
+    last_act = partial(before_end, job) if before_end is not None else None
+    threading.Thread(target=end_with_parent, args=(last_act,), daemon=True).start()
 
     def send(**message: object) -> None:
         channel.write(json.dumps(message) + "\n")

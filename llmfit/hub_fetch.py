@@ -149,7 +149,7 @@ def main() -> None:
 def serve(tasks: Mapping[str, Task]) -> None:
     """A child's side: do the job on stdin by the task that it names, and report on stdout."""
     unfinished = _Unfinished()
-    job, send = job_and_send(before_end=unfinished.remove)
+    job, send = job_and_send(before_end=lambda _: unfinished.remove())
     watch = Watch(job, send, unfinished)
     try:
         found = _translated(tasks[job["task"]], job, watch)

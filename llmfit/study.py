@@ -15,7 +15,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -149,9 +149,7 @@ def write_study(result: StudyResult, folder: Path) -> tuple[Path, ...]:
 
 def main() -> None:
     """The child: run the study of the job on stdin and report on stdout."""
-    clearing = ExitStack()
-    job, send = job_and_send(before_end=clearing.close)
-    clearing.callback(_remove, job["scratch"])
+    job, send = job_and_send(before_end=lambda job: _remove(job["scratch"]))
     os.environ["TMPDIR"] = job["scratch"]  # for what libraries write, which a kill would leave
     try:
         result = _run(job["name"], job["options"], lambda *stage: send(stage=stage))
@@ -159,12 +157,14 @@ def main() -> None:
         send(failed=exc.message, hint=exc.hint, usage=isinstance(exc, UsageError))
     else:
         send(result=to_json(result))
+    finally:  # the parent's end breaks the pipe, and nothing waits for the thread that saw it
+        _remove(job["scratch"])
 
 
 def _remove(scratch: str) -> None:
     """Remove a folder in which the study may still be making files: by now it has another name."""
     gone = f"{scratch}-gone"
-    with suppress(OSError):  # the parent may have been quicker
+    with suppress(OSError):  # another has been quicker
         Path(scratch).rename(gone)
     shutil.rmtree(gone, ignore_errors=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import signal
@@ -199,6 +200,18 @@ def test_a_study_leaves_nothing(place: Place, number: signal.Signals) -> None:
     assert returned == (130 if number == signal.SIGINT else -number)
     assert "Traceback" not in err
     place.assert_clean()
+
+
+def test_a_study_whose_parent_is_gone_at_once_leaves_nothing(tmp_path: Path) -> None:
+    """It finds its stdin closed right behind the job, before it has begun."""
+    for number in range(5):  # it would be a race between two threads
+        scratch = tmp_path / str(number)
+        scratch.mkdir()
+        job = {"name": "attention", "options": {"threads": 1}, "scratch": str(scratch)}
+        words = [sys.executable, "-m", "llmfit.study"]
+        child = subprocess.run(words, input=json.dumps(job) + "\n", text=True, cwd=ROOT)
+        assert child.returncode == 1
+        assert not any(tmp_path.iterdir())
 
 
 def studies(place: Place) -> list[psutil.Process]:
