@@ -40,15 +40,24 @@ using bf16 = uint16_t;
 
 constexpr int64_t kGrainBytes = 64 * 1024;  // less than this a thread is not worth waking
 
-// Prefetchers of the hardware stop at the end of every 4 KiB, in a huge page too, so each stream asks
+// Prefetchers of Intel's hardware stop at the end of every 4 KiB, in a huge page too, so each stream asks
 // for its own lines ahead: those that are read fast into the first-level cache, those of four bits,
-// which take more arithmetic a byte, from further on into the second. Beyond the end it does no harm.
+// which take more arithmetic a byte, from further on. Beyond the end it does no harm. AMD's (Zen 4) read
+// ahead by themselves, and such requests get into their way: there each stream asks for the lines that
+// it is about to load, together.
+#if defined(__x86_64__)
+const bool kReadsAhead = (__builtin_cpu_init(), __builtin_cpu_is("amd"));
+#else
+constexpr bool kReadsAhead = false;
+#endif
+const int64_t kAhead = kReadsAhead ? 0 : 1536, kFarAhead = kReadsAhead ? 0 : 4096;  // bytes
+
 inline void ask_ahead(const void* now) {
-  __builtin_prefetch(static_cast<const char*>(now) + 1536, 0, 3);
+  __builtin_prefetch(static_cast<const char*>(now) + kAhead, 0, 3);
 }
 
 inline void ask_far_ahead(const void* now) {
-  __builtin_prefetch(static_cast<const char*>(now) + 4096, 0, 2);
+  __builtin_prefetch(static_cast<const char*>(now) + kFarAhead, 0, 2);
 }
 
 // Calls f(begin, end) for parts of 0 ... count - 1 on all threads, until every part is done.
