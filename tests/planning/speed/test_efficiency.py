@@ -51,26 +51,26 @@ ONE_GRAPH = [
 # Source: the reference table of an RTX 3090, approximate figures of its author.
 REFERENCE_TABLE = [("bf16", 38.0), ("sdpa", 52.0), ("nf4", 42.0), ("gptq", 55.0), ("awq", 52.0)]
 
-# Tokens/s on two cores of an EPYC, and the GB/s that they read in those minutes. Source:
-# benchmarks/results/decode_cpu.json, without the embedded compiled row, which decodes out of the
-# CPU's cache; gguf:q8_0 by llama-bench.
+# Tokens/s on two cores of an EPYC, and the GB/s that they read in those minutes; of 1.24 B the steps
+# that take turns with a read, which is the bandwidth. Source: benchmarks/results/decode_cpu.json,
+# without the embedded compiled row, which decodes out of the CPU's cache; gguf:q8_0 by llama-bench.
 TWO_CORES: list[tuple[str | None, str, float, float]] = [
-    ("meta-llama/Llama-3.2-1B", "bf16", 10.6, 53.7),
-    ("meta-llama/Llama-3.2-1B", "sdpa", 13.3, 60.1),
-    ("meta-llama/Llama-3.2-1B", "compiled", 19.1, 59.4),
-    ("meta-llama/Llama-3.2-1B", "int8", 17.7, 33.5),
-    ("meta-llama/Llama-3.2-1B", "nf4", 23.2, 33.6),
-    ("meta-llama/Llama-3.2-1B", "gptq", 22.9, 31.8),
-    ("meta-llama/Llama-3.2-1B", "awq", 29.9, 48.6),
-    ("meta-llama/Llama-3.2-1B", "gguf", 39.4, 46.3),
+    ("meta-llama/Llama-3.2-1B", "bf16", 9.0, 33.1),
+    ("meta-llama/Llama-3.2-1B", "sdpa", 11.5, 33.4),
+    ("meta-llama/Llama-3.2-1B", "compiled", 13.3, 34.1),
+    ("meta-llama/Llama-3.2-1B", "int8", 18.4, 33.0),
+    ("meta-llama/Llama-3.2-1B", "nf4", 25.3, 33.1),
+    ("meta-llama/Llama-3.2-1B", "gptq", 23.9, 31.9),
+    ("meta-llama/Llama-3.2-1B", "awq", 22.5, 30.9),
+    ("meta-llama/Llama-3.2-1B", "gguf", 32.7, 33.8),
     ("meta-llama/Llama-3.2-1B", "gguf:q8_0", 21.1, 34.0),
-    (None, "bf16", 330.4, 29.6),
-    (None, "sdpa", 388.6, 29.6),
-    (None, "int8", 434.2, 25.5),
-    (None, "nf4", 480.0, 27.6),
-    (None, "gptq", 457.5, 31.1),
-    (None, "awq", 478.6, 32.5),
-    (None, "gguf", 2483.0, 29.9),
+    (None, "bf16", 289.6, 34.2),
+    (None, "sdpa", 480.9, 61.2),
+    (None, "int8", 643.4, 35.5),
+    (None, "nf4", 655.6, 34.1),
+    (None, "gptq", 596.2, 33.4),
+    (None, "awq", 698.1, 33.9),
+    (None, "gguf", 2074.8, 32.2),
 ]
 
 
