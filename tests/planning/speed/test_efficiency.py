@@ -51,9 +51,9 @@ ONE_GRAPH = [
 # Source: the reference table of an RTX 3090, approximate figures of its author.
 REFERENCE_TABLE = [("bf16", 38.0), ("sdpa", 52.0), ("nf4", 42.0), ("gptq", 55.0), ("awq", 52.0)]
 
-# Tokens/s on two cores of an EPYC, and the GB/s that they read in those minutes; of 1.24 B the steps
-# that take turns with a read, which is the bandwidth. Source: benchmarks/results/decode_cpu.json,
-# without the embedded compiled row, which decodes out of the CPU's cache; gguf:q8_0 by llama-bench.
+# Tokens/s on two cores of an EPYC, and the GB/s that they read in those minutes; of 1.24 B those of
+# steps in turns with a read. Source: benchmarks/results/decode_cpu.json, without the embedded
+# compiled row, which decodes out of the CPU's cache; gguf:q8_0 by llama-bench.
 TWO_CORES: list[tuple[str | None, str, float, float]] = [
     ("meta-llama/Llama-3.2-1B", "bf16", 9.0, 33.1),
     ("meta-llama/Llama-3.2-1B", "sdpa", 11.5, 33.4),
