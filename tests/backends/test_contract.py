@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -115,7 +116,11 @@ def test_a_batch_continues_each_prompt(loaded: LoadedModel) -> None:
 
 
 def test_greedy_tokens_equal_generate(backend: Backend, loaded: LoadedModel) -> None:
-    """A PyTorch row continues as transformers.generate does on the same weights."""
+    """A PyTorch row continues as transformers.generate does on the same weights.
+
+    Of two tokens whose logits are neighbours in bf16 either may come, once or twice: generate then
+    goes on from ours.
+    """
     if not isinstance(loaded, HfModel):
         pytest.skip(f"{backend.id} is not run by PyTorch")
     if backend.id == "compiled":
@@ -127,15 +132,32 @@ def test_greedy_tokens_equal_generate(backend: Backend, loaded: LoadedModel) -> 
         decoder.step()
         ours += decoder.tokens()
     decoder.close()
-    ids = torch.tensor([CONTEXT])
-    theirs = loaded.model.generate(  # type: ignore[operator]
+    begin, ties = 0, 0
+    while begin < len(ours):
+        theirs, logits = _generated(loaded.model, ours[:begin], len(ours))
+        parted = next((i for i in range(begin, len(ours)) if ours[i] != theirs[i]), None)
+        if parted is None:
+            break
+        best, other = (float(logits[parted - begin][made[parted]]) for made in (theirs, ours))
+        spacing = torch.finfo(torch.bfloat16).eps * 2.0 ** math.floor(math.log2(abs(best)))
+        assert best - other <= spacing, f"token {parted}: {theirs} is made, not {ours}"
+        begin, ties = parted + 1, ties + 1
+    assert ties <= 2
+
+
+def _generated(model: Any, given: list[int], count: int) -> tuple[list[int], list[torch.Tensor]]:
+    """``given`` and what generate adds to it up to ``count`` tokens; its logits of those."""
+    ids = torch.tensor([[*CONTEXT, *given]])
+    made = model.generate(
         ids,
         attention_mask=torch.ones_like(ids),
-        max_new_tokens=24,
+        max_new_tokens=count - len(given),
         do_sample=False,
         eos_token_id=None,
+        output_logits=True,
+        return_dict_in_generate=True,
     )
-    assert ours == theirs[0, len(CONTEXT) :].tolist()
+    return made.sequences[0, len(CONTEXT) :].tolist(), [step[0] for step in made.logits]
 
 
 def test_limits_are_errors(loaded: LoadedModel) -> None:
