@@ -18,7 +18,12 @@ pytestmark = pytest.mark.skipif(find_compiler() is None, reason="no C++ compiler
 @pytest.fixture(autouse=True)
 def tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a CPU with AMX: elsewhere the same is computed, in more time."""
-    monkeypatch.setattr(_unpacked_rows, "cpu_flags", lambda: frozenset({"amx_bf16"}))
+    a_cpu_with(monkeypatch, "avx512_bf16", "amx_bf16")
+
+
+def a_cpu_with(monkeypatch: pytest.MonkeyPatch, *flags: str) -> None:
+    """As on a CPU that has these."""
+    monkeypatch.setattr(_unpacked_rows, "cpu_flags", lambda: frozenset(flags))
 
 
 @pytest.fixture
@@ -65,7 +70,7 @@ def test_bitsandbytes_layers_multiply_their_own_dequantised_weights(
     x = torch.randn(2, 40, 192).bfloat16()
     before = layer(x)
     few = layer(x[:, :15])
-    assert unpack_for_many_rows(layer) == (NOTE,)
+    assert unpack_for_many_rows(layer) == (NOTE.format(32),)
     found = layer(x)
     assert products == [80]
     assert torch.equal(layer(x[:, :15]), few), "30 rows stay bitsandbytes' own"
@@ -86,10 +91,26 @@ def test_what_it_cannot_do_stays_the_librarys(products: list[int]) -> None:
     assert not products
 
 
-def test_nothing_is_done_without_tiles_or_packed_layers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model in bf16, and a CPU whose products in bf16 are not much faster: no note."""
+def test_a_cpu_without_tiles_wants_more_rows(
+    monkeypatch: pytest.MonkeyPatch, products: list[int]
+) -> None:
+    """Its products are not so much faster than bitsandbytes' that a few rows pay for unpacking."""
+    a_cpu_with(monkeypatch, "avx512_bf16")
+    layer, weight = linear4bit(192, 320)
+    assert unpack_for_many_rows(layer) == (NOTE.format(128),)
+    layer(torch.randn(127, 192).bfloat16())
+    assert not products
+    x = torch.randn(128, 192).bfloat16()
+    assert torch.equal(layer(x), torch.nn.functional.linear(x, weight) + layer.bias)
+    assert products == [128]
+
+
+def test_nothing_is_done_without_products_in_bf16_or_packed_layers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A model in bf16, and a CPU that would make such products of others: no note."""
     assert unpack_for_many_rows(llama()) == ()
     layer, _ = linear4bit(192, 320)
-    monkeypatch.setattr(_unpacked_rows, "cpu_flags", lambda: frozenset({"avx512_bf16"}))
+    a_cpu_with(monkeypatch, "avx512f")
     assert unpack_for_many_rows(layer) == ()
     assert "forward" not in vars(layer)
