@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from llmfit.child import Message, converse, ending, job_and_send
+from llmfit.child import Message, Send, converse, ending, job_and_send
 from llmfit.errors import LlmfitError, StoreError, StudyError, UsageError
 from llmfit.files import write_atomically
 from llmfit.private_code import compile_privately
@@ -152,13 +152,19 @@ def main() -> None:
     job, send = job_and_send(before_end=lambda job: _remove(job["scratch"]))
     os.environ["TMPDIR"] = job["scratch"]  # for what libraries write, which a kill would leave
     try:
+        _tell(job, send)
+    except BrokenPipeError:  # the parent is gone, and nothing waits for the thread that saw it
+        _remove(job["scratch"])
+        raise
+
+
+def _tell(job: Message, send: Send) -> None:
+    try:
         result = _run(job["name"], job["options"], lambda *stage: send(stage=stage))
     except LlmfitError as exc:
         send(failed=exc.message, hint=exc.hint, usage=isinstance(exc, UsageError))
     else:
         send(result=to_json(result))
-    finally:  # the parent's end breaks the pipe, and nothing waits for the thread that saw it
-        _remove(job["scratch"])
 
 
 def _remove(scratch: str) -> None:

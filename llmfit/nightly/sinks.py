@@ -89,6 +89,7 @@ def log_to_wandb(report: Report, project: str) -> None:
                 settings=wandb.Settings(**_FIGURES_ALONE),
             ) as made:
                 made.log({_name(each.metric): each.value for each in figures_of(row)})
+        wandb.teardown()  # waits for its process, which may still be writing the last run
     except wandb.Error as exc:
         raise StoreError(f"Weights & Biases did not take the rows: {exc}.") from exc
 
