@@ -118,8 +118,8 @@ def test_a_batch_continues_each_prompt(loaded: LoadedModel) -> None:
 def test_greedy_tokens_equal_generate(backend: Backend, loaded: LoadedModel) -> None:
     """A PyTorch row continues as transformers.generate does on the same weights.
 
-    Of two tokens whose logits are neighbours in bf16 either may come, once or twice: generate then
-    goes on from ours.
+    Where steps have own kernels, which round otherwise, either of two tokens may come whose
+    logits are neighbours in bf16, once or twice: generate then goes on from ours.
     """
     if not isinstance(loaded, HfModel):
         pytest.skip(f"{backend.id} is not run by PyTorch")
@@ -142,7 +142,7 @@ def test_greedy_tokens_equal_generate(backend: Backend, loaded: LoadedModel) -> 
         spacing = torch.finfo(torch.bfloat16).eps * 2.0 ** math.floor(math.log2(abs(best)))
         assert best - other <= spacing, f"token {parted}: {theirs} is made, not {ours}"
         begin, ties = parted + 1, ties + 1
-    assert ties <= 2
+    assert ties <= (0 if loaded.info.kernel.step is None else 2)
 
 
 def _generated(model: Any, given: list[int], count: int) -> tuple[list[int], list[torch.Tensor]]:
