@@ -7,9 +7,9 @@ model ─► ModelSpec ─► Plan per backend ─► job.run_plans, where the e
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 from llmfit.backends.registry import check_backends, chosen_backends, get_backend, split_id
@@ -22,7 +22,7 @@ from llmfit.executors.local import Local
 from llmfit.files import expanded
 from llmfit.foreign.code import require_no_pickles
 from llmfit.hub import hub_reachable
-from llmfit.job import Judge, Observer, run_plans
+from llmfit.job import ComparisonInterrupted, Observer, run_plans
 from llmfit.keeping import Keeping
 from llmfit.measure import settle_workload
 from llmfit.models import resolve, why_no_weights
@@ -34,7 +34,7 @@ from llmfit.planning.memory.split import predict_plan
 from llmfit.planning.speed.calibration import with_bandwidth
 from llmfit.planning.speed.roofline import predict_speed
 from llmfit.planning.verdict.constraints import Constraints, Objective
-from llmfit.planning.verdict.recommend import recommend
+from llmfit.planning.verdict.judge import Judge
 from llmfit.quantize.gguf_checkout import Checkout
 from llmfit.records import (
     Comparison,
@@ -126,6 +126,8 @@ def compare(
     spec = resolve(model, weights=weights == "real")
     chosen = chosen_backends(backends, spec)
     _check_artifacts(chosen, checkpoints or {}, llama_cpp_dir)
+    if calibration_file is not None:
+        _check_calibration(chosen, weights)
     _check_kv_cache(chosen, kv_cache_dtype)
     work, notes = settle_workload(workload, shorten, spec)
     if weights == "real" and spec.source == "local" and not checkpoints:
@@ -160,30 +162,50 @@ def compare(
     ready = {backend: _checkpoint_place(place) for backend, place in (checkpoints or {}).items()}
     place = executor or Local()
     keeping = replace(keeping, machine=place.machine_name(keeping.machine or machine_name()))
-    with place.open(asked, device=device, measure=absent is None) as site:
+    with (
+        _kept_at_the_end() as done,
+        place.open(asked, device=device, measure=absent is None) as site,
+    ):
         base = replace(asked, device=_device(device, site.environment, gpus))
         plans = [_plan(base, backend, ready.get(split_id(backend)[0])) for backend in chosen]
         machine = _machine(site, gpu_gb, ram_gb, device, keeping.runs_dir)
         judge = _judge(constraints or Constraints(), objective, base)
         if absent is not None:
             return _predicted_comparison(plans, machine, site.environment, judge, absent)
-        return run_plans(
-            [_with_speed(plan, machine) for plan in plans],
-            site,
-            judge=judge,
-            keeping=keeping,
-            limits=Limits(row_s=time_limit_s, deadline=deadline),
-            observer=observer,
-            command=command,
-            last_resort=last_resort,
-            started=started,
+        done.append(
+            run_plans(
+                [_with_speed(plan, machine) for plan in plans],
+                site,
+                judge=judge,
+                keeping=keeping,
+                limits=Limits(row_s=time_limit_s, deadline=deadline),
+                observer=observer,
+                command=command,
+                last_resort=last_resort,
+                started=started,
+            )
         )
+    return done[0]
+
+
+@contextmanager
+def _kept_at_the_end() -> Iterator[list[Comparison]]:
+    """A list for the comparison: an interrupt while its processes end does not cost it."""
+    done: list[Comparison] = []
+    try:
+        yield done
+    except ComparisonInterrupted:
+        raise
+    except KeyboardInterrupt as exc:
+        if not done:
+            raise
+        raise ComparisonInterrupted(done[0]) from exc
 
 
 def _judge(constraints: Constraints, objective: Objective, base: Plan) -> Judge:
-    """What makes the verdict: the bounds that are asked for, within the plan's budgets."""
+    """What the verdict goes by: the bounds that are asked for, within the plan's budgets."""
     within = replace(constraints, memory_bytes=base.budget_bytes, ram_bytes=base.ram_budget_bytes)
-    return partial(recommend, constraints=within, objective=objective)
+    return Judge(constraints=within, objective=objective)
 
 
 def _check_kv_cache(chosen: Sequence[str], kv_cache_dtype: KvCacheDtype | None) -> None:
@@ -215,6 +237,16 @@ def _check_artifacts(
             raise UsageError(
                 "a llama.cpp checkout is given, and no row is gguf.", hint="--backends gguf"
             )
+
+
+def _check_calibration(chosen: Sequence[str], weights: Weights) -> None:
+    """Raise UsageError for a calibration text that no row would read."""
+    if weights == "synthetic":
+        raise UsageError("a calibration text is given, and random weights are not calibrated.")
+    if not any(get_backend(row).calibrated for row in chosen):
+        raise UsageError(
+            "a calibration text is given, and no row is gptq or awq.", hint="--backends gptq"
+        )
 
 
 def _with_absolute_paths(evaluation: EvaluationSettings) -> EvaluationSettings:
@@ -279,13 +311,15 @@ def _must_do_without_hub(spec: ModelSpec, evaluation: EvaluationSettings | None)
 
 def _plan(base: Plan, backend: str, checkpoint: str | None) -> Plan:
     """The plan of one row; the reference keeps a 16-bit KV cache, which others are held against."""
-    device = base.device if base.device in get_backend(backend).devices else "cpu"
+    kind = get_backend(backend)
+    device = base.device if base.device in kind.devices else "cpu"
     plan = replace(
         base,
         backend=backend,
         device=device,
         gpus=base.gpus if device == "cuda" else 1,
         checkpoint=checkpoint,
+        calibration_file=base.calibration_file if kind.calibrated else None,
     )
     if backend == REFERENCE and plan.kv_cache_dtype is not None:
         plan = replace(plan, kv_cache_dtype=None, notes=(*plan.notes, _REFERENCE_CACHE))
@@ -344,7 +378,7 @@ def _predicted_comparison(
         ram_budget_bytes=first.ram_budget_bytes,
         gpu=machine.gpu,
         rows=rows,
-        verdict=judge(rows),
+        verdict=judge.verdict(rows),
         environment=environment,
         command=first.command,
     )

@@ -22,7 +22,7 @@ from llmfit.backends.registry import get_backend, split_id
 from llmfit.decode.base import GREEDY, Decoder, Sampling
 from llmfit.device.cpu import set_threads
 from llmfit.device.execution import Marks, pick_device
-from llmfit.device.limits import cap_gpu_memory
+from llmfit.device.limits import cap_gpu_memory, lift_gpu_cap
 from llmfit.device.memory import free_bytes, freed_tensors_returned
 from llmfit.errors import DoesNotFit, LlmfitError, TaskUnavailable, UsageError
 from llmfit.foreign.code import modules_run
@@ -99,6 +99,8 @@ class Deployer:
         self._backend = get_backend(backend)
         if checkpoint is not None and not self._backend.takes_checkpoint:
             raise UsageError(f"{backend} takes no checkpoint: it loads the model itself.")
+        if calibration_file is not None and not self._backend.calibrated:
+            raise UsageError(f"{backend} is not calibrated: it needs no calibration text.")
         if llama_cpp_dir is not None and not is_llama_cpp(self._backend.id):
             raise UsageError(f"{backend} is not converted to GGUF: it needs no llama.cpp checkout.")
         if weights not in get_args(Weights):
@@ -153,10 +155,13 @@ class Deployer:
         notes = self._get_files()
         if "torch" in {package.module for package in self._backend.packages}:
             set_threads(self.plan.threads)
-        if self.plan.device == "cuda" and self.plan.budget_bytes is not None:
+        if self.plan.device == "cuda":
             # Of a tensor split each process has one GPU.
             gpus = self.plan.gpus if self.plan.split == "balanced" else 1
-            cap_gpu_memory(self.plan.budget_bytes, gpus)
+            if self.plan.budget_bytes is not None:
+                cap_gpu_memory(self.plan.budget_bytes, gpus)
+            else:
+                lift_gpu_cap(gpus)
         started = time.perf_counter()
         with freed_tensors_returned():
             loaded = self._loaded = self._backend.load(self.plan, progress)

@@ -2,6 +2,7 @@
 
     LlmfitError
     ├── UsageError           an argument is wrong                          (exit code 2)
+    │   └── RunChanged         an interrupted run's rows are of other settings or versions
     ├── ModelNotFound        no such folder, hub id or config              (exit code 1)
     ├── BackendUnavailable   a package or capability is missing
     ├── ModelLoadError       the files are there and cannot be loaded
@@ -41,6 +42,10 @@ class UsageError(LlmfitError):
     """An argument has a value that cannot be meant."""
 
     exit_code = 2
+
+
+class RunChanged(UsageError):
+    """An interrupted run cannot be gone on with: its rows would not compare with new ones."""
 
 
 class ModelNotFound(LlmfitError):

@@ -9,10 +9,9 @@ nothing fits, a row with offloaded weights is added.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 from llmfit.errors import LlmfitError
@@ -20,22 +19,17 @@ from llmfit.evaluate.divergence import remove_reference
 from llmfit.executors.base import Limits, RowTask, Site, Watch
 from llmfit.keeping import REFERENCE_FILE, Keeper, Keeping, keep
 from llmfit.planning.advice.remedy import OFFLOAD
-from llmfit.planning.comparing.differences import REFERENCE, attach_differences
+from llmfit.planning.comparing.differences import REFERENCE
 from llmfit.planning.verdict.constraints import Constraints
-from llmfit.planning.verdict.recommend import recommend
-from llmfit.records import Comparison, ModelSpec, Plan, RunRecord, Verdict
+from llmfit.planning.verdict.judge import Judge
+from llmfit.records import NOT_FINISHED, Comparison, ModelSpec, Plan, RunRecord
 from llmfit.redaction import known_secrets
 from llmfit.row import not_run
 from llmfit.runner.worker import blank_record
 
-NOT_FINISHED = "interrupted"
-"""Reason of a row that an interrupt kept from its end."""
 _LOGITS_GONE = "the reference's logits of the interrupted run are not there any more"
 _OFFLOAD_NEW_TOKENS = 8
 """Timed of an added offload row: each may take as long as reading the whole model from disk."""
-
-Judge = Callable[[Sequence[RunRecord]], Verdict]
-"""From finished rows to a verdict."""
 
 
 class Observer:
@@ -83,7 +77,8 @@ def run_plans(
     """
     begun = time.monotonic() if started is None else started
     ready = site.fetch(plans)  # a download that fails is no run
-    keeper = keep(plans, site.environment, keeping, command=command)
+    judge = judge or Judge(constraints=budgets(plans[0]))
+    keeper = keep(plans, site.environment, keeping, judge=judge, command=command)
     job = _Job(
         model=plans[0].model,
         plans=tuple(ready),
@@ -92,7 +87,7 @@ def run_plans(
         limits=limits,
         observer=observer or Observer(),
         command=command,
-        judge=judge or partial(recommend, constraints=budgets(plans[0])),
+        judge=judge,
         last_resort=last_resort,
         started=begun,
     )
@@ -222,6 +217,7 @@ class _Job:
             evaluation=None,
             checkpoint=None,
             predicted=None,
+            predicted_tokens_per_s=None,
             kv_cache_dtype=None,
             reference_file=None,
             notes=(*first.notes, *notes),
@@ -231,7 +227,7 @@ class _Job:
         """The rows in the order that was asked for, with their verdict."""
         first = self.plans[0]
         added = [row for backend, row in rows.items() if backend not in self._backends()]
-        judged = attach_differences([*(rows[name] for name in self._backends()), *added])
+        judged, verdict = self.judge.judged([*(rows[name] for name in self._backends()), *added])
         comparison = Comparison(
             run_id=self.keeper.run_id,
             model=self.model,
@@ -239,7 +235,7 @@ class _Job:
             budget_bytes=first.budget_bytes,
             ram_budget_bytes=first.ram_budget_bytes,
             rows=judged,
-            verdict=self.judge(judged),
+            verdict=verdict,
             environment=self.site.environment,
             command=self.command,
             record=self.keeper.record,

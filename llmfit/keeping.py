@@ -20,10 +20,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llmfit.errors import StoreError, UsageError
+from llmfit.errors import RunChanged, StoreError, UsageError
 from llmfit.files import expanded, remove_half_written, write_atomically
 from llmfit.folder_lock import FolderInUse, FolderLock
 from llmfit.history import default_runs_dir
+from llmfit.planning.comparing.comparable import difference_in, difference_in_what_was_asked
+from llmfit.planning.verdict.judge import Judge
 from llmfit.records import Comparison, Environment, ModelSpec, Plan, RunRecord, to_json
 from llmfit.redaction import known_secrets
 from llmfit.store.heads import RunHead
@@ -136,12 +138,20 @@ class Keeper:
 
 
 def keep(
-    plans: Sequence[Plan], machine: Environment, keeping: Keeping, *, command: str | None
+    plans: Sequence[Plan],
+    machine: Environment,
+    keeping: Keeping,
+    *,
+    command: str | None,
+    judge: Judge | None = None,
 ) -> Keeper:
     """Begin to keep a run of ``plans``, or go on with the one that ``keeping`` names.
 
+    ``judge`` is what its verdict goes by, kept for a run that comes to no end.
+
     Raises StoreError where folder or store cannot be had, and UsageError for a run that is not
-    there, is under way, has ended, or is of something else than ``plans``.
+    there, is under way, has ended, or is of something else than ``plans``: RunChanged where its
+    rows were measured with other settings, or on another machine.
     """
     from llmfit.store.store import Store
 
@@ -149,7 +159,7 @@ def keep(
     folder: Path | None = None
     try:
         if keeping.resume is not None:
-            return _continued(store, plans, keeping, keeping.resume)
+            return _continued(store, plans, machine, keeping, keeping.resume)
         first = plans[0]
         _sweep(_runs_dir(keeping.runs_dir))
         folder = _make_run_folder(first.model, keeping.runs_dir)
@@ -169,6 +179,7 @@ def keep(
             session_id=keeping.session_id,
             cell=keeping.cell,
             tag=keeping.tag,
+            judge=judge,
         )
         store.begin(known_secrets().hide_in(head))
         lock = _taken(folder)
@@ -180,13 +191,15 @@ def keep(
     return Keeper(folder=folder, record=record, store=store, lock=lock)
 
 
-def _continued(store: Store, plans: Sequence[Plan], keeping: Keeping, resume: str) -> Keeper:
+def _continued(
+    store: Store, plans: Sequence[Plan], machine: Environment, keeping: Keeping, resume: str
+) -> Keeper:
     first = plans[0]
-    machine = keeping.machine or machine_name()
-    line = store.unfinished(machine, first.model.name) if resume == LAST else store.line(resume)
+    name = keeping.machine or machine_name()
+    line = store.unfinished(name, first.model.name) if resume == LAST else store.line(resume)
     if line is None:
         raise UsageError(
-            f"there is no interrupted run of {first.model.name} on {machine} in {store.name}.",
+            f"there is no interrupted run of {first.model.name} on {name} in {store.name}.",
             hint="llmfit history",
         )
     if line.ended:
@@ -204,6 +217,7 @@ def _continued(store: Store, plans: Sequence[Plan], keeping: Keeping, resume: st
     try:
         remove_half_written(folder)
         rows = store.comparison(run_id).rows  # after the lock: nobody adds any more
+        _check_as_before(rows, plans, machine, head)
     except BaseException:
         lock.release()
         raise
@@ -214,6 +228,31 @@ def _continued(store: Store, plans: Sequence[Plan], keeping: Keeping, resume: st
         store=store,
         lock=lock,
     )
+
+
+def _check_as_before(
+    rows: Sequence[RunRecord], plans: Sequence[Plan], machine: Environment, head: RunHead
+) -> None:
+    """Raise RunChanged where rows that are there could not stand beside those still to come."""
+    now = {plan.backend: known_secrets().hide_in(plan) for plan in plans}
+    for row in rows:
+        plan = now.get(row.backend)
+        if plan is not None and row.plan is not None:
+            different = difference_in_what_was_asked(row.plan, plan)
+            if different is not None:
+                raise RunChanged(
+                    f"the run {head.run_id} has a row {row.backend} of other settings than are "
+                    f"asked for: {different}.",
+                    hint=head.command or "the arguments of that run",
+                )
+        if row.status == "ok" and row.environment is not None:
+            different = difference_in(row.environment, machine)
+            if different is not None:
+                raise RunChanged(
+                    f"the run {head.run_id} was begun on another machine or with other versions: "
+                    f"{different}.",
+                    hint="the same without --resume, which measures all rows anew",
+                )
 
 
 def _taken(folder: Path) -> FolderLock:

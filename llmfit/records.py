@@ -21,6 +21,8 @@ from llmfit.shape import ModelShape
 SCHEMA_VERSION = 1
 
 Status = Literal["ok", "failed", "unavailable", "does_not_fit", "skipped"]
+NOT_FINISHED = "interrupted"
+"""Reason of a row that an interrupt kept from its end."""
 Device = Literal["cpu", "cuda"]
 Source = Literal["embedded", "local", "hub", "catalogue"]
 Weights = Literal["real", "synthetic"]
@@ -324,11 +326,11 @@ class Memory:
     idle_ram_bytes: int | None = None
     """Resident set of the worker after its imports and before the model."""
     allocated_bytes: int | None = None
-    """GPU: allocated right after loading."""
+    """GPU, of several the first: allocated right after loading."""
     reserved_bytes: int | None = None
-    """GPU: peak reserved by the allocator."""
+    """GPU, of several the first: peak reserved by the allocator."""
     driver_peak_bytes: int | None = None
-    """GPU: what the driver gave to this process, where it tells."""
+    """GPU, of several the first: what the driver gave to this process, where it tells."""
     per_gpu_peak_bytes: tuple[int, ...] = ()
     """Over several GPUs ``peak_bytes`` of each, in their order; ``peak_bytes`` is the largest. Of
     processes that share a CPU, each one's. Empty for a row on one device."""

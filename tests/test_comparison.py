@@ -7,6 +7,8 @@ import json
 import math
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from llmfit.backends.nf4 import Nf4
 from llmfit.backends.registry import default_backends
 from llmfit.comparison import compare
 from llmfit.errors import ModelNotFound, StoreError, UsageError
-from llmfit.executors.local import Local
+from llmfit.executors.local import Local, LocalSite
 from llmfit.job import ComparisonInterrupted
 from llmfit.keeping import Keeping
 from llmfit.models import data_path
@@ -28,6 +30,7 @@ from llmfit.records import (
     Comparison,
     EvaluationSettings,
     ModelSpec,
+    Plan,
     RunRecord,
     Workload,
     read_record,
@@ -281,6 +284,25 @@ def test_an_interrupt_keeps_the_finished_rows(warm: Local, tmp_path: Path) -> No
     assert stored == caught.value.comparison
 
 
+def test_an_interrupt_after_the_last_row_costs_nothing(warm: Local, tmp_path: Path) -> None:
+    """While processes end, say: all rows are measured and kept by then, and are told."""
+
+    class Interrupted(Local):
+        @contextmanager
+        def open(self, asked: Plan, *, device: str | None, measure: bool) -> Iterator[LocalSite]:
+            with warm.open(asked, device=device, measure=measure) as site:
+                yield site
+            raise KeyboardInterrupt
+
+    with pytest.raises(ComparisonInterrupted) as caught:
+        compare(
+            backends=["sdpa"], workload=QUICK, evaluation=None, keeping=kept(tmp_path),
+            executor=Interrupted(),
+        )  # fmt: skip
+    found = caught.value.comparison
+    assert [row.status for row in found.rows] == ["ok"] and found.verdict.backend == "sdpa"
+
+
 @pytest.mark.slow
 def test_an_interrupted_comparison_goes_on(tmp_path: Path) -> None:
     """Its finished reference row is not run again, and its logits give the others' divergence."""
@@ -318,6 +340,8 @@ def test_an_interrupted_comparison_goes_on(tmp_path: Path) -> None:
         ({"backends": ["gguf:q9_x"]}, UsageError, "q9_x"),
         ({"checkpoints": {"nf4": "x"}}, UsageError, "nf4 takes no checkpoint"),
         ({"backends": ["nf4"], "checkpoints": {"awq": "x"}}, UsageError, "not among the rows"),
+        ({"backends": ["nf4"], "calibration_file": "x"}, UsageError, "no row is gptq or awq"),
+        ({"weights": "synthetic", "calibration_file": "x"}, UsageError, "are not calibrated"),
         ({"device": "tpu"}, UsageError, "tpu"),
         ({"workload": Workload(prompt_tokens=5000)}, UsageError, "5000 prompt"),
         ({"workload": Workload(new_tokens=1)}, UsageError, "1 new tokens"),

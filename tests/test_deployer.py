@@ -85,3 +85,5 @@ def test_a_checkpoint_for_a_format_without_one_is_refused() -> None:
     """nf4 quantises while loading; there is no checkpoint to give."""
     with pytest.raises(UsageError, match="takes no checkpoint"):
         Deployer(backend="nf4", checkpoint="x")
+    with pytest.raises(UsageError, match="it needs no calibration text"):
+        Deployer(backend="nf4", calibration_file="x")

@@ -10,10 +10,20 @@ from pathlib import Path
 
 import pytest
 
-from llmfit.errors import StoreError, UsageError
+from llmfit.errors import RunChanged, StoreError, UsageError
 from llmfit.keeping import LAST, REFERENCE_FILE, Keeping, keep
 from llmfit.lookup import find_record
-from llmfit.records import Comparison, Environment, Plan, RunRecord, Verdict
+from llmfit.planning.verdict.constraints import Constraints
+from llmfit.planning.verdict.judge import Judge
+from llmfit.records import (
+    NOT_FINISHED,
+    Comparison,
+    Environment,
+    EvaluationSettings,
+    Plan,
+    RunRecord,
+    Verdict,
+)
 from llmfit.store.exchange import Imported, import_runs
 from llmfit.store.store import Store
 from llmfit.testing import make_model, make_record
@@ -79,6 +89,29 @@ def test_an_interrupted_run_tells_what_the_store_refused(keeping: Keeping, tmp_p
     keeper.close()
 
 
+def test_an_interrupted_folder_is_imported_as_what_it_is(keeping: Keeping) -> None:
+    """Not as a run that has ended, which could not be gone on with; its order stays."""
+    keeper = keep(PLANS, MACHINE, keeping, command=None)
+    bf16, nf4 = make_record("bf16"), make_record("nf4")
+    keeper.add(1, nf4)
+    unfinished = replace(bf16, status="skipped", reason=NOT_FINISHED)
+    keeper.interrupt(ended(keeper.run_id, (unfinished, nf4)))
+    keeper.close()
+    for place, added in ((keeping.store, 0), (f"{keeping.store}.other", 1)):
+        with Store(place) as store:
+            assert import_runs(store, [keeper.folder], machine="lab").added == added
+            line = store.line(keeper.run_id)
+            assert not line.ended and [row.backend for row in line.rows] == ["nf4"]
+    for place in (keeping.store, f"{keeping.store}.other"):
+        again = keep(PLANS, MACHINE, replace(keeping, store=place, resume=LAST), command=None)
+        again.add(0, bf16)
+        again.conclude(ended(again.run_id, (bf16, nf4)))
+        again.close()
+        with Store(place) as store:
+            line = store.line(keeper.run_id)
+            assert line.ended and [row.backend for row in line.rows] == ["bf16", "nf4"]
+
+
 def test_a_store_that_cannot_be_opened_ends_it_before_a_row_runs(keeping: Keeping) -> None:
     """Hours of work would have nowhere to go."""
     with pytest.raises(StoreError, match="cannot make the store's folder"):
@@ -112,6 +145,65 @@ def test_only_the_same_can_be_gone_on_with(keeping: Keeping) -> None:
         keep(PLANS, MACHINE, replace(keeping, resume=first.run_id), command=None)
     with pytest.raises(UsageError, match="there is no run 'x'"):
         keep(PLANS, MACHINE, replace(keeping, resume="x"), command=None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"kv_cache_dtype": "q8_0"}, "kv_cache_dtype is None in one and 'q8_0' in the other"),
+        ({"weights": "synthetic"}, "weights is 'real'"),
+        ({"seed": 1}, "seed is 0"),
+        ({"threads": 1}, "threads is None"),
+        ({"ram_budget_bytes": 10**9}, "ram_budget_bytes is None"),
+        ({"gpus": 2}, "gpus is 1"),
+        ({"checkpoint": "/other"}, "checkpoint is None"),
+        ({"evaluation": None}, "evaluation is EvaluationSettings"),
+        ({"evaluation": EvaluationSettings(limit=5)}, "evaluation.limit is None"),
+    ],
+)
+def test_rows_of_other_settings_are_not_mixed(
+    keeping: Keeping, changes: dict[str, object], named: str
+) -> None:
+    """Half of a table with another KV cache, say, and nothing to tell it by."""
+    first = keep(PLANS, MACHINE, keeping, command="llmfit compare x")
+    first.add(0, make_record("bf16", plan=PLANS[0], environment=MACHINE))
+    first.close()
+    changed = [replace(plan, **changes) for plan in PLANS]  # type: ignore[arg-type]
+    resumed = replace(keeping, resume=LAST)
+    with pytest.raises(RunChanged, match=named) as refused:
+        keep(changed, MACHINE, resumed, command=None)
+    assert refused.value.hint == "llmfit compare x"
+    again = keep(PLANS, MACHINE, resumed, command=None)  # the folder was given back
+    assert list(again.done) == ["bf16"]
+    again.close()
+
+
+def test_a_row_that_an_upgrade_parts_from_new_ones_is_told_at_once(keeping: Keeping) -> None:
+    """Not after hours, when the rows cannot be held against each other; a failed one can stay."""
+    upgraded = replace(MACHINE, packages={"torch": "2.14.0"})
+    first = keep(PLANS, MACHINE, keeping, command=None)
+    failed = make_record("nf4", plan=PLANS[1], environment=MACHINE)
+    first.add(1, replace(failed, status="failed", reason="killed"))
+    resumed = replace(keeping, resume=first.run_id)
+    first.close()
+    keep(PLANS, upgraded, resumed, command=None).close()
+    again = keep(PLANS, MACHINE, resumed, command=None)
+    again.add(0, make_record("bf16", plan=PLANS[0], environment=MACHINE))
+    again.close()
+    with pytest.raises(RunChanged, match=r"torch is None in one and '2\.14\.0'"):
+        keep(PLANS, upgraded, resumed, command=None)
+
+
+def test_an_interrupted_run_is_judged_by_what_was_asked(keeping: Keeping) -> None:
+    """By the objective and the bounds that it was begun with, though it has no end."""
+    asked = Judge(objective="memory", constraints=Constraints(min_tokens_per_s=10))
+    keeper = keep(PLANS, MACHINE, keeping, command=None, judge=asked)
+    keeper.add(0, make_record("bf16", peak_gb=16, tokens_per_s=60))
+    keeper.add(1, make_record("nf4", peak_gb=5, tokens_per_s=30))
+    keeper.close()
+    with Store(keeping.store) as store:
+        assert store.head(keeper.run_id).judge == asked
+        assert store.comparison(keeper.run_id).verdict.backend == "nf4"
 
 
 def test_a_record_is_found_by_its_id_in_the_store_alone(keeping: Keeping) -> None:

@@ -106,6 +106,7 @@ class GptqModelBackend(TorchBackend):
     packages = PACKAGES
     extra = "gptq"
     takes_checkpoint = True
+    calibrated = True
     samples: int
     """Calibration sequences."""
     settings: Mapping[str, bool]

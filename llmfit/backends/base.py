@@ -207,6 +207,8 @@ class Backend(ABC):
     """Id of the format whose files it loads, where those are not its own."""
     takes_checkpoint: bool = False
     """True where ``--checkpoint ID=PATH`` gives a ready artifact."""
+    calibrated: bool = False
+    """True where it is quantised with ``--calibration``'s text."""
     variants: frozenset[str] = frozenset()
     """Other types, picked as ``id:variant``."""
     splits: frozenset[Split] = frozenset()

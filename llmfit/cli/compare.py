@@ -87,8 +87,10 @@ def run(args: argparse.Namespace) -> int:
     constraints = _constraints(args)
     from llmfit.cli._progress import observer
     from llmfit.comparison import compare
-    from llmfit.job import NOT_FINISHED, ComparisonInterrupted
+    from llmfit.job import ComparisonInterrupted
+    from llmfit.records import NOT_FINISHED
 
+    comparison: Comparison | None = None
     try:
         with _executor(args) as executor, observer(quiet=args.quiet) as watching:
             comparison = compare(
@@ -129,7 +131,10 @@ def run(args: argparse.Namespace) -> int:
         say("Try: the same with --resume last" if done < len(rows) else "Try: llmfit history")
         return INTERRUPTED
     except KeyboardInterrupt:
-        say("llmfit: interrupted before the first row; nothing was measured.")
+        if comparison is None:
+            say("llmfit: interrupted before the first row; nothing was measured.")
+        else:
+            _publish(comparison, args)
         return INTERRUPTED
     _publish(comparison, args)
     if comparison.store_error is not None:

@@ -45,10 +45,19 @@ def cap_gpu_memory(budget_bytes: int, gpus: int = 1) -> None:
             torch.cuda.set_per_process_memory_fraction(min(1.0, room / total), gpu)
 
 
+def lift_gpu_cap(gpus: int = 1) -> None:
+    """Undo ``cap_gpu_memory``, which outlives the model that it was for."""
+    import torch
+
+    for gpu in range(gpus) if gpus > 1 else (torch.cuda.current_device(),):
+        torch.cuda.set_per_process_memory_fraction(1.0, gpu)
+
+
 def gpu_room_bytes(budget_bytes: int | None) -> int:
     """What the driver leaves of a budget, or of the GPU; of no more than what is free.
 
-    Raises DoesNotFit where the driver leaves nothing of the budget.
+    Within a budget that is with what torch has reserved already. Raises DoesNotFit where the driver
+    leaves nothing of the budget.
     """
     free = free_bytes("cuda")
     if budget_bytes is None:
@@ -61,7 +70,9 @@ def gpu_room_bytes(budget_bytes: int | None) -> int:
             f"{format_bytes(budget_bytes)} leaves nothing for a model.",
             hint="a larger --gpu-gb, or --device cpu",
         )
-    return min(room, free)
+    import torch
+
+    return min(room, free + torch.cuda.memory_reserved())
 
 
 def driver_share_bytes() -> int:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmfit.comparison import compare
-from llmfit.errors import LlmfitError, StoreError, UsageError
+from llmfit.errors import LlmfitError, RunChanged, StoreError, UsageError
 from llmfit.executors.base import OUT_OF_TIME
 from llmfit.files import expanded
 from llmfit.history import default_runs_dir
@@ -200,7 +200,7 @@ class _Night:
             return replace(blank, reason=OUT_OF_TIME)
         began = time.monotonic()
         try:
-            comparison = self._compare(cell, resume, watch())
+            comparison = self._compared(cell, resume, watch())
         except LlmfitError as exc:
             return replace(
                 blank, status="failed", reason=str(exc), seconds=time.monotonic() - began
@@ -210,6 +210,13 @@ class _Night:
             reason = f"{type(exc).__name__}: {exc} ({Path(where.filename).name}:{where.lineno})"
             return replace(blank, status="failed", reason=reason, seconds=time.monotonic() - began)
         return _finished(blank, comparison)
+
+    def _compared(self, cell: Cell, resume: str | None, observer: Observer | None) -> Comparison:
+        """The cell, gone on with; anew where an upgrade since keeps old rows from new ones."""
+        try:
+            return self._compare(cell, resume, observer)
+        except RunChanged:
+            return self._compare(cell, None, observer)
 
     def _compare(self, cell: Cell, resume: str | None, observer: Observer | None) -> Comparison:
         asked = cell.model

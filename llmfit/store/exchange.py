@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import msgspec
 
 from llmfit.errors import StoreError, UsageError
 from llmfit.files import replaced_atomically, write_atomically
-from llmfit.records import SCHEMA_VERSION, Comparison, from_json, keys_of, to_json
+from llmfit.records import NOT_FINISHED, SCHEMA_VERSION, Comparison, from_json, keys_of, to_json
 from llmfit.report.csv_ import csv_text, flat_rows
 from llmfit.serving_records import ServerBenchmark
 from llmfit.store.heads import RunHead
@@ -23,7 +23,6 @@ from llmfit.store.place import utc_now
 from llmfit.store.store import Store
 
 ExportFormat = Literal["json", "csv", "parquet"]
-EXPORT_FORMATS: tuple[ExportFormat, ...] = get_args(ExportFormat)
 _RECORD = "llmfit_run"
 """Column of a Parquet table that holds a run's whole record, in the first of its rows."""
 
@@ -188,7 +187,10 @@ def _read_json(path: Path, machine: str | None) -> Iterator[StoredRun | ServerBe
 
 
 def _of_comparison(comparison: Comparison, machine: str | None) -> StoredRun:
-    """A comparison that was kept without its head, which is made from its rows."""
+    """A comparison that was kept without its head, which is made from its rows.
+
+    One that was interrupted has its finished rows alone, so that it can be gone on with.
+    """
     started = min((r.started_at for r in comparison.rows if r.started_at), default=utc_now())
     head = RunHead(
         run_id=comparison.run_id,
@@ -203,7 +205,12 @@ def _of_comparison(comparison: Comparison, machine: str | None) -> StoredRun:
         record=comparison.record,
         machine=machine,
     )
-    return StoredRun(head=head, comparison=replace(comparison, store_error=None))
+    finished = tuple(row for row in comparison.rows if row.reason != NOT_FINISHED)
+    return StoredRun(
+        head=head,
+        comparison=replace(comparison, rows=finished, store_error=None),
+        ended=len(finished) == len(comparison.rows),
+    )
 
 
 def _read_parquet(path: Path) -> Iterator[StoredRun]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from llmfit.planning.verdict.judge import Judge
 from llmfit.records import (
     Comparison,
     Environment,
@@ -37,6 +38,8 @@ class RunHead:
     cell: str | None = None
     """Which of the night's comparisons it is."""
     tag: str | None = None
+    judge: Judge | None = None
+    """What its verdict goes by; None: not known, the budgets alone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,6 +14,7 @@ from __future__ import annotations
 from sqlalchemy import (
     BigInteger,
     Column,
+    ColumnElement,
     Float,
     ForeignKey,
     Index,
@@ -114,3 +115,8 @@ servers = Table(
 )
 
 TABLES = (sessions, session_ends, runs, conclusions, rows, figures, servers)
+
+
+def is_model(name: str) -> ColumnElement[bool]:
+    """Of runs: those of the model of that name, as it was given, or its last part."""
+    return (runs.c.model == name) | runs.c.model.endswith(f"/{name}", autoescape=True)

@@ -12,8 +12,9 @@ from llmfit.records import Plan, to_builtins
 def settings_key(plan: Plan | None) -> str:
     """A hash of workload, evaluation, budgets and other settings; ``unknown`` without a plan.
 
-    Files count by their content and not by their path, and neither the model's files nor versions
-    count: those may change along a series, and are then the likely cause of what changes.
+    Files that are scored on count by their content and not by their path. Neither what the model is
+    made from (its files, a checkpoint, a calibration text) nor versions count: those may change
+    along a series, and are then the likely cause of what changes.
     """
     if plan is None:
         return "unknown"
@@ -29,7 +30,8 @@ def _asked(plan: Plan) -> dict[str, Any]:
             path = evaluation.pop(name)
             evaluation[name] = None if path is None else plan.inputs.get(path, "given")
         del evaluation["batch_tokens"]  # bounds memory and changes no result
-    return {
+    several = {} if plan.gpus == 1 else {"gpus": plan.gpus, "split": plan.split}
+    return several | {
         "device": plan.device,
         "workload": to_builtins(plan.workload),
         "evaluation": evaluation,

@@ -8,7 +8,7 @@ What is added is there, whole, when the call returns. Nothing is changed later.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Self
@@ -16,17 +16,24 @@ from typing import Any, Self
 from sqlalchemy import Connection, Select, insert, select
 
 from llmfit.errors import UsageError
-from llmfit.planning.comparing.differences import attach_differences
 from llmfit.planning.trends.figures import figures_of
 from llmfit.planning.verdict.constraints import Constraints
-from llmfit.planning.verdict.recommend import recommend
+from llmfit.planning.verdict.judge import Judge
 from llmfit.records import Comparison, RunRecord
 from llmfit.serving_records import ServerBenchmark
 from llmfit.store.bodies import packed, unpacked
 from llmfit.store.database import connect, reading, shown, writing
 from llmfit.store.heads import Conclusion, RowLine, RunHead, RunLine
 from llmfit.store.place import default_place, machine_name, utc_now
-from llmfit.store.schema import conclusions, figures, rows, runs, session_ends, sessions
+from llmfit.store.schema import (
+    conclusions,
+    figures,
+    is_model,
+    rows,
+    runs,
+    session_ends,
+    sessions,
+)
 from llmfit.store.servers import add_server, read_server, read_servers
 from llmfit.store.settings import settings_key
 from llmfit.store.trends import Trends, read_trends
@@ -74,13 +81,15 @@ class Store:
     def conclude(self, comparison: Comparison) -> None:
         """Add how a run ended, and those of its rows that are not there yet. Raises StoreError."""
         with writing(self._engine) as connection:
-            _add_missing_rows(connection, comparison)
+            names = tuple(row.backend for row in comparison.rows)
+            _add_missing_rows(connection, comparison, names)
             connection.execute(insert(conclusions).values(**_conclusion_values(comparison)))
 
     def put(self, head: RunHead, comparison: Comparison, *, ended: bool = True) -> bool:
         """Add a whole run at once; False where one of that id is there and nothing of it missing.
 
-        Of a run that was begun and not ended what is missing is added. Raises StoreError.
+        Of a run that was begun and not ended what is missing is added. A night that this store does
+        not know stays named in the run's head alone. Raises StoreError.
         """
         begun = select(runs.c.run_id).where(runs.c.run_id == head.run_id)
         over = select(conclusions.c.run_id).where(conclusions.c.run_id == head.run_id)
@@ -89,8 +98,12 @@ class Store:
             if connection.execute(over).first() is not None:
                 return False
             if not known:
-                connection.execute(insert(runs).values(**_run_values(head)))
-            added = _add_missing_rows(connection, comparison)
+                night = select(sessions.c.session_id).where(
+                    sessions.c.session_id == head.session_id
+                )
+                there = connection.execute(night).scalar()
+                connection.execute(insert(runs).values(**_run_values(head) | {"session_id": there}))
+            added = _add_missing_rows(connection, comparison, head.backends)
             if ended:
                 connection.execute(insert(conclusions).values(**_conclusion_values(comparison)))
         return ended or added or not known
@@ -204,8 +217,7 @@ class Store:
         """
         picked = select(runs.c.run_id)
         if model is not None:
-            named = runs.c.model.endswith(f"/{model}", autoescape=True)
-            picked = picked.where((runs.c.model == model) | named)
+            picked = picked.where(is_model(model))
         wanted = tuple(run_ids)
         if wanted:
             picked = picked.where(runs.c.run_id.in_(wanted))
@@ -319,17 +331,17 @@ def _run_values(head: RunHead) -> dict[str, Any]:
     }
 
 
-def _add_missing_rows(connection: Connection, comparison: Comparison) -> bool:
-    """Rows that are there stay as they are; True where any was added."""
+def _add_missing_rows(connection: Connection, comparison: Comparison, names: Sequence[str]) -> bool:
+    """Rows that are there stay as they are; True where any was added.
+
+    ``names`` are the run's rows in the table's order; one that was added to them comes last.
+    """
     known = select(rows.c.backend).where(rows.c.run_id == comparison.run_id)
     there = set(connection.execute(known).scalars())
-    missing = [
-        (position, record)
-        for position, record in enumerate(comparison.rows)
-        if record.backend not in there
-    ]
-    for position, record in missing:
-        _add_row(connection, comparison.run_id, position, record)
+    missing = [record for record in comparison.rows if record.backend not in there]
+    for record in missing:
+        place = names.index(record.backend) if record.backend in names else len(names)
+        _add_row(connection, comparison.run_id, place, record)
     return bool(missing)
 
 
@@ -367,8 +379,8 @@ def _conclusion_values(comparison: Comparison) -> dict[str, Any]:
 
 
 def _unfinished(head: RunHead, records: tuple[RunRecord, ...]) -> Comparison:
-    judged = attach_differences(records)
     within = Constraints(memory_bytes=head.budget_bytes, ram_bytes=head.ram_budget_bytes)
+    judged, verdict = (head.judge or Judge(constraints=within)).judged(records)
     return Comparison(
         run_id=head.run_id,
         model=head.model,
@@ -376,7 +388,7 @@ def _unfinished(head: RunHead, records: tuple[RunRecord, ...]) -> Comparison:
         budget_bytes=head.budget_bytes,
         ram_budget_bytes=head.ram_budget_bytes,
         rows=judged,
-        verdict=recommend(judged, constraints=within),
+        verdict=verdict,
         environment=head.environment,
         command=head.command,
         record=head.record,

@@ -14,7 +14,7 @@ from sqlalchemy import Select, select
 from sqlalchemy.engine import Connection
 
 from llmfit.planning.trends.regressions import STATUS
-from llmfit.store.schema import figures, rows, runs
+from llmfit.store.schema import figures, is_model, rows, runs
 from llmfit.trend_records import Observation, Outcome, RowHistory, Series, SeriesKey
 
 
@@ -60,7 +60,7 @@ def read_trends(connection: Connection, *, machine: str | None, model: str | Non
 def _of(chosen: Select[Any], machine: str | None, model: str | None) -> Select[Any]:
     if machine is not None:
         chosen = chosen.where(runs.c.machine == machine)
-    return chosen if model is None else chosen.where(runs.c.model == model)
+    return chosen if model is None else chosen.where(is_model(model))
 
 
 def _grouped(ordered: list[Any], values: dict[int, list[Any]]) -> Trends:

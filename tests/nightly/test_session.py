@@ -143,6 +143,23 @@ def test_an_interrupted_night_goes_on_row_by_row(night: Night, tmp_path: Path) -
 
 
 @pytest.mark.usefixtures("one_server")
+def test_what_an_upgrade_interrupted_is_measured_anew(
+    night: Night, plugin: Plugin, tmp_path: Path
+) -> None:
+    """A reboot into other versions: its rows would not compare with those still to come."""
+    with pytest.raises(ComparisonInterrupted):
+        run(night(), tmp_path, Stop())
+    plugin("1.1")
+    count = Count()
+    result = run(night(), tmp_path, count)
+    assert result.complete and count.ran == ["slowpoke", "slowpoke2"]
+    with Store(night().store) as store:
+        new, old = store.history()
+    assert (new.ended, old.ended) == (True, False)
+    assert new.run_id == result.cells[0].run_id and new.session_id == old.session_id
+
+
+@pytest.mark.usefixtures("one_server")
 def test_other_settings_do_not_go_on(night: Night, tmp_path: Path) -> None:
     """A file that was edited asks for something else."""
     with pytest.raises(ComparisonInterrupted):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from llmfit.records import to_json
 from llmfit.store.exchange import ExportFormat, Imported, export_runs, import_runs
 from llmfit.store.store import Store
 from llmfit.testing import make_comparison
+from llmfit.trend_records import NightHead
 
 
 @pytest.fixture
@@ -134,3 +136,21 @@ def test_an_empty_store_exports_nothing(store: Store, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="there is no run of x"):
         export_runs(store, "json", tmp_path / "x.json", model="x")
     assert list(tmp_path.glob("x*")) == []
+
+
+def test_a_nights_runs_are_imported_where_the_night_is_not_known(
+    store: Store, tmp_path: Path
+) -> None:
+    """They stay named after it in their heads."""
+    night = NightHead(
+        session_id="n1", title="t", machine="lab", started_at="2026-01-01", config_hash="c"
+    )
+    store.begin_session(night)
+    head = replace(head_of("a"), session_id="n1")
+    store.put(head, make_comparison(rows_of(), run_id="a"))
+    path = tmp_path / "runs.json"
+    export_runs(store, "json", path)
+    with Store(tmp_path / "other.db") as other:
+        assert import_runs(other, [path]) == Imported(added=1, known=0)
+        assert other.line("a").session_id is None and other.head("a") == store.head("a")
+    assert store.line("a").session_id == "n1"

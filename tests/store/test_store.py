@@ -111,7 +111,8 @@ def test_series_keep_machines_models_and_settings_apart(store: Store) -> None:
     assert found[("lab", "nf4")] == [82.0, 84.0, 86.0]
     assert found[("other", "bf16")] == [42.0]
     assert {s.key.machine for s in store.trends(machine="other").series} == {"other"}
-    assert store.trends(model="none").rows == ()
+    assert store.trends(model="none").rows == store.trends(model="ama-3.1-8B").rows == ()
+    assert store.trends(model="Llama-3.1-8B") == store.trends()
     rows = {(r.key.machine, r.key.backend): len(r.outcomes) for r in store.trends().rows}
     assert rows[("lab", "nf4")] == 3
 

@@ -19,6 +19,21 @@ same chips for itself. A choice; the next smaller machine has far less."""
 _WITHOUT_EFFECT = frozenset({"batch_tokens"})
 """Evaluation settings that bound memory and change no result."""
 
+_ASKED = (
+    "device",
+    "weights",
+    "kv_cache_dtype",
+    "checkpoint",
+    "calibration_file",
+    "budget_bytes",
+    "ram_budget_bytes",
+    "gpus",
+    "split",
+    "threads",
+    "seed",
+)
+"""Settings in which rows of one run may differ from each other, and no row from itself."""
+
 
 @dataclass(frozen=True, slots=True)
 class FieldDifference:
@@ -63,6 +78,23 @@ def _record_differences(a: RunRecord, b: RunRecord) -> Iterator[FieldDifference 
         yield "the environment is recorded in only one of them"
     if a.plan is not None and b.plan is not None:
         yield from _plan_differences(a.plan, b.plan)
+
+
+def difference_in_what_was_asked(a: Plan, b: Plan) -> str | None:
+    """The first setting in which two plans of one row differ, with both values; None for none.
+
+    Beside what makes rows incomparable: what a run that is gone on with has to be asked again.
+    """
+    found = next(_asked_differences(a, b), None)
+    return None if found is None else str(found)
+
+
+def _asked_differences(a: Plan, b: Plan) -> Iterator[FieldDifference]:
+    for name in _ASKED:
+        yield from _unequal(name, getattr(a, name), getattr(b, name))
+    if (a.evaluation is None) != (b.evaluation is None):
+        yield FieldDifference("evaluation", a.evaluation, b.evaluation)
+    yield from _plan_differences(a, b)
 
 
 def environment_differences(a: Environment, b: Environment) -> Iterator[FieldDifference]:
