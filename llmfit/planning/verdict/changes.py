@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from llmfit.planning.verdict.candidate import Candidate
@@ -102,7 +102,7 @@ def _told(
         )
     if bound == "memory":
         allowed = constraints.budget_bytes(on_gpu=c.on_gpu) or 0
-        needed = relaxed.budget_bytes(on_gpu=c.on_gpu) or 0
+        needed = _as_shown((c.footprint_bytes or 0) / (1 - constraints.margin), math.ceil)
         more = format_bytes(needed - allowed)
         return needed - allowed, (
             f"{more} more of {place_text(c)} ({format_bytes(needed)} in all) would admit "
@@ -110,8 +110,9 @@ def _told(
         )
     if bound == "rate":
         least = constraints.min_tokens_per_s or 0.0
+        reached = _as_shown(rate_number(c), math.floor)
         return least - rate_number(c), (
-            f"Ask for {format_rate(rate_number(c))} tokens/s instead of {format_rate(least)}, and "
+            f"Ask for {format_rate(reached)} tokens/s instead of {format_rate(least)}, and "
             f"{c.name} is the pick (--min-tokens-per-s)."
         )
     published = ", as published" if c.published is not None else ""
@@ -126,6 +127,16 @@ def _told(
         f"Allow {rise:.1f} % more perplexity{published}, and {c.name} is the pick: {rate} "
         f"(--max-perplexity-rise {rise:.1f})."
     )
+
+
+def _as_shown(value: float, rounded: Callable[[float], int]) -> float:
+    """``value`` with the figures that are shown of it, rounded so that it admits the row."""
+    if value == 0:
+        return 0.0
+    unit = max(10.0 ** (math.floor(math.log10(value)) - 2), 0.001)
+    nearest = round(value / unit)
+    exact = math.isclose(nearest, value / unit, rel_tol=1e-12)
+    return (nearest if exact else rounded(value / unit)) * unit
 
 
 def _up(share: float) -> float:

@@ -73,7 +73,7 @@ def choose(
     unbeaten = front(there, tuple(_MEASURES.values()))
     balance = _balances(suitable, constraints)
     first, rest = _ORDERS[objective]
-    best = _narrowed(suitable, first, balance)
+    best = _narrowed(_known(suitable, objective), first, balance)
     left = _narrowed([c for c in best if c in unbeaten] or best, rest, balance)
     pick = min(left, key=_order, default=None)
     tied = tuple(c for c in best if c is not pick)
@@ -103,6 +103,23 @@ def broken(candidate: Candidate, constraints: Constraints) -> tuple[Bound, ...]:
         "perplexity": perplexity is not None and perplexity.low > constraints.perplexity_rise,
     }
     return tuple(bound for bound, is_broken in found.items() if is_broken)
+
+
+def is_known(candidate: Candidate, objective: Objective) -> bool:
+    """False where the figures that the objective goes by are not known of the candidate."""
+    quality = candidate.perplexity is not None or candidate.acc_norm is not None
+    known: dict[Objective, bool] = {
+        "speed": candidate.rate is not None,
+        "quality": quality,
+        "memory": candidate.need_bytes is not None,
+        "balanced": candidate.need_bytes is not None and quality,
+    }
+    return known[objective]
+
+
+def _known(candidates: Sequence[Candidate], objective: Objective) -> list[Candidate]:
+    """Those whose figures are known; all, where none's are."""
+    return [c for c in candidates if is_known(c, objective)] or list(candidates)
 
 
 def _settled_by(

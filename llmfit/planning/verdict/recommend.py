@@ -21,7 +21,7 @@ from llmfit.planning.verdict.candidate import TIE_SHARE as TIE_SHARE
 from llmfit.planning.verdict.candidate import Candidate, candidate, needed_bytes
 from llmfit.planning.verdict.changes import changes
 from llmfit.planning.verdict.constraints import Constraints, Objective, check_objective
-from llmfit.planning.verdict.policy import Choice, broken, choose
+from llmfit.planning.verdict.policy import Choice, broken, choose, is_known
 from llmfit.planning.verdict.wording import (
     STATUS_WORDS,
     bound_text,
@@ -182,6 +182,14 @@ _SETTLED = {
 }
 
 
+_TAKEN_OTHERWISE = {
+    "speed": "so the fastest is taken",
+    "memory": "so the one that takes the least memory is taken",
+    "perplexity": "so the one of the lowest perplexity is taken",
+    "accuracy": "so the one of the highest accuracy is taken",
+}
+
+
 def _first_reason(
     pick: Candidate, choice: Choice, constraints: Constraints, objective: Objective, judged: bool
 ) -> str:
@@ -200,6 +208,12 @@ def _first_reason(
     if count == 1:
         return f"{pick.name}: the only format of those {which}, {rate}."
     best = _BEST[objective]
+    if objective != "balanced" and not is_known(pick, objective):
+        taken = _TAKEN_OTHERWISE.get(choice.settled_by or "", "and nothing measured decides")
+        return (
+            f"{pick.name}: {rate}, of the {count} formats {which}; which is the {best} is not "
+            f"known, {taken}."
+        )
     if not choice.tied:
         return f"{pick.name}: {best} of the {count} formats {which}, {rate}."
     others = ", ".join(f"{c.name} ({rate_text(c)})" for c in choice.tied)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from llmfit.planning.comparing.published_quality import published_cost
 from llmfit.planning.verdict.candidate import Candidate
 from llmfit.planning.verdict.constraints import Constraints, Objective
-from llmfit.planning.verdict.policy import Bound, Choice
+from llmfit.planning.verdict.policy import Bound, Choice, is_known
 from llmfit.records import Difference, Status
 from llmfit.units import format_bytes, format_number, format_percent, format_rate, format_signed
 
@@ -147,6 +147,10 @@ def _lost_quality(candidate: Candidate, bound: Bound, constraints: Constraints) 
 def second_text(candidate: Candidate, pick: Candidate, choice: Choice, objective: Objective) -> str:
     """Why a candidate within every constraint is not the pick."""
     tied = candidate in choice.tied
+    if not is_known(candidate, objective) and (
+        objective != "balanced" or is_known(pick, objective)
+    ):
+        return _not_known(candidate, pick, objective)
     if objective == "speed" and not tied:
         predicted = "" if candidate.measured else "predicted "
         return (
@@ -170,6 +174,14 @@ def second_text(candidate: Candidate, pick: Candidate, choice: Choice, objective
     )
 
 
+def _not_known(candidate: Candidate, pick: Candidate, objective: Objective) -> str:
+    """Why a candidate is behind whose figures the objective cannot be judged by."""
+    what = "memory or quality" if objective == "balanced" else objective
+    if is_known(pick, objective):
+        return f"its {what} is not known"
+    return f"its {what} is not known, nor {pick.name}'s, and {_rates(candidate, pick)}"
+
+
 def _as_good(candidate: Candidate, pick: Candidate, objective: Objective) -> str:
     words = {"speed": "fast", "quality": "good", "memory": "small", "balanced": "balanced"}
     within = "ranges" if not candidate.measured else "intervals"
@@ -182,6 +194,10 @@ def _behind(candidate: Candidate, pick: Candidate, objective: Objective) -> str:
         if candidate.need_bytes is None or pick.need_bytes is None:
             return "its memory is not known"
         return f"takes {_against(candidate, pick)}"
+    return _rates(candidate, pick)
+
+
+def _rates(candidate: Candidate, pick: Candidate) -> str:
     return (
         f"decodes {format_rate(rate_number(candidate))} tokens/s against "
         f"{format_rate(rate_number(pick))}"

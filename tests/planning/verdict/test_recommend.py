@@ -14,7 +14,8 @@ import pytest
 from llmfit.errors import UsageError
 from llmfit.planning.comparing.differences import attach_differences, compare_quality, reference_row
 from llmfit.planning.verdict.candidate import candidate
-from llmfit.planning.verdict.constraints import Constraints
+from llmfit.planning.verdict.constraints import Constraints, Objective
+from llmfit.planning.verdict.judge import Judge
 from llmfit.planning.verdict.policy import broken
 from llmfit.planning.verdict.recommend import fits, recommend
 from llmfit.records import (
@@ -481,7 +482,7 @@ def test_what_would_change_the_choice_does_change_it() -> None:
         "6.20 GB more of GPU memory (14.2 GB in all) would admit compiled: "
         "68.0 (67.3–68.7) tokens/s."
     )
-    assert recommend(rows, budget_bytes=int(14.2 * GB) + 1).backend == "compiled"
+    assert recommend(rows, budget_bytes=int(14.2 * GB)).backend == "compiled"
     less = next(c for c in verdict.changes if c.startswith("With less than 4.80 GB"))
     assert "awq" in less and recommend(rows, budget_bytes=int(4.8 * GB) - 1).backend == "awq"
     tight = Constraints(memory_bytes=8 * GB, perplexity_rise=0.02)
@@ -511,15 +512,88 @@ def test_changes_of_random_rows_hold() -> None:
         budget = int(rng.uniform(4, 12) * GB)
         verdict = recommend(rows, budget_bytes=budget)
         for change in verdict.changes:
-            found = re.match(r".* more of GPU memory .* would admit (row\d): ", change)
+            found = re.match(
+                r".* more of GPU memory \((.*) GB in all\) would admit (row\d): ", change
+            )
             if found is None:
                 continue
             seen += 1
-            row = next(r for r in rows if r.backend == found[1])
+            row = next(r for r in rows if r.backend == found[2])
             assert row.memory is not None and row.memory.peak_bytes is not None
-            again = recommend(rows, budget_bytes=row.memory.peak_bytes + 1)
-            assert again.backend == found[1]
+            for enough in (row.memory.peak_bytes + 1, int(float(found[1]) * GB)):
+                assert recommend(rows, budget_bytes=enough).backend == found[2]
     assert seen > 20
+
+
+@pytest.mark.parametrize("peak_gb", [8.354, 8.346, 12.04, 12.06, 0.0123, 123.4])
+@pytest.mark.parametrize("margin", [0.0, 0.1])
+def test_the_memory_that_is_named_is_enough(peak_gb: float, margin: float) -> None:
+    """As it is shown: 8.354 GB are not to be had from 8.35."""
+    bounds = Constraints(memory_bytes=int(peak_gb * GB) // 2, margin=margin)
+    (change,) = recommend([make_record("bf16", peak_gb=peak_gb)], bounds).changes
+    found = re.search(r"\((.*) (GB|MB) in all\)", change)
+    assert found is not None
+    enough = int(float(found[1]) * (GB if found[2] == "GB" else GB // 1000))
+    assert enough <= 1.02 * peak_gb * GB / (1 - margin)
+    granted = recommend(
+        [make_record("bf16", peak_gb=peak_gb)], replace(bounds, memory_bytes=enough)
+    )
+    assert granted.backend == "bf16"
+
+
+@pytest.mark.parametrize("rate", [52.06, 52.04, 9.996, 1234.5])
+def test_the_rate_that_is_named_is_reached(rate: float) -> None:
+    """52.06 tokens/s are no 52.1."""
+    rows = [make_record("bf16", tokens_per_s=rate)]
+    (change,) = recommend(rows, Constraints(min_tokens_per_s=2 * rate)).changes
+    named = float(change.split()[2].replace(",", ""))
+    assert 0.99 * rate < named <= rate
+    assert recommend(rows, Constraints(min_tokens_per_s=named)).backend == "bf16"
+
+
+@pytest.mark.parametrize("objective", ["quality", "memory", "balanced"])
+def test_what_is_not_known_is_not_the_best(objective: Objective) -> None:
+    """A row whose figure is missing does not win by it, however fast, and says what is missing."""
+    known = [make_record("bf16", tokens_per_s=40, peak_gb=16), make_record("sdpa", peak_gb=14)]
+    unknown = make_record("nf4", tokens_per_s=90, acc_norm=None, perplexity=None)
+    if objective == "memory":
+        unknown = replace(make_record("nf4", tokens_per_s=90), memory=None)
+    verdict = recommend([*known, unknown], objective=objective)
+    assert verdict.backend in ("bf16", "sdpa")
+    what = {"balanced": "memory or quality"}.get(objective, objective)
+    assert reason_against(verdict, "nf4") == f"its {what} is not known"
+
+
+def test_where_nothing_is_known_no_tie_is_claimed() -> None:
+    """With no row scored, quality cannot choose: the fastest is taken, and that is said."""
+    rows = [
+        make_record(name, tokens_per_s=rate, acc_norm=None, perplexity=None)
+        for name, rate in (("bf16", 40), ("nf4", 90))
+    ]
+    verdict = recommend(rows, objective="quality")
+    assert verdict.backend == "nf4"
+    assert (
+        "which is the closest in quality is not known, so the fastest is taken."
+        in (verdict.reasons[0])
+    )
+    against = reason_against(verdict, "bf16")
+    assert against.startswith("its quality is not known, nor nf4's, and decodes 40.0 tokens/s")
+
+
+def test_rows_that_do_not_compare_are_shown_without_a_pick() -> None:
+    """They were measured all the same: the reason names what differs, and each row has one."""
+    here = Environment(platform="Linux", python="3.12.1", cpu="A", cpu_cores=8, ram_bytes=2**35)
+    rows = [
+        make_record("bf16", environment=here),
+        make_record("nf4", environment=replace(here, cpu="B")),
+        replace(make_record("awq"), status="failed", reason="killed."),
+    ]
+    judged, verdict = Judge().judged(rows)
+    assert judged == tuple(rows) and verdict.backend is None
+    assert "cpu is 'A' in one and 'B' in the other" in verdict.reasons[0]
+    assert [r.backend for r in verdict.rejected] == ["bf16", "nf4", "awq"]
+    assert reason_against(verdict, "awq") == "failed: killed."
+    assert Judge().judged(rows[:1])[1].backend == "bf16"
 
 
 def test_a_row_that_did_not_fit_comes_back_with_its_prediction() -> None:
@@ -538,7 +612,7 @@ def test_a_row_that_did_not_fit_comes_back_with_its_prediction() -> None:
     verdict = recommend([sdpa, make_record("awq", tokens_per_s=30)], budget_bytes=10 * GB)
     assert verdict.backend == "awq" and not verdict.predicted
     assert verdict.changes[0] == (
-        "6.52 GB more of GPU memory (16.5 GB in all) would admit sdpa: "
+        "6.60 GB more of GPU memory (16.6 GB in all) would admit sdpa: "
         "predicted 50.0 (45.0–55.0) tokens/s."
     )
 
