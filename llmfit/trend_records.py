@@ -76,7 +76,7 @@ class Step:
     after: float
     """Medians of the two levels."""
     change: float
-    """``after`` ÷ ``before`` − 1."""
+    """``after`` − ``before``, over the size of ``before``."""
     threshold: float
     """What the size of ``change`` exceeds: the larger of interval and least share."""
     worse: bool
@@ -98,6 +98,8 @@ class Regression:
     since: str
     good_run: str
     """The last run before it."""
+    newest_run: str | None = None
+    """The newest run, which is no better; None in older records."""
     causes: tuple[str, ...] = ()
     """What else changed between those two, the likeliest first."""
     status: Status = "ok"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from urllib.error import URLError
+from http.client import HTTPException
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
@@ -69,6 +69,6 @@ def post_message(text: str, url: str) -> None:
     try:
         with urlopen(request, timeout=_TIMEOUT_S):  # the scheme was checked: http alone
             return
-    except (URLError, TimeoutError, ValueError) as exc:
+    except (OSError, HTTPException, ValueError) as exc:  # URLError is an OSError
         reason = getattr(exc, "reason", exc)
         raise StoreError(f"the webhook did not take the message: {reason}.") from exc

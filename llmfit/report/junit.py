@@ -38,14 +38,15 @@ def _suite(
     name = comparison.model.name
     suite = ElementTree.SubElement(root, "testsuite", name=_xml(f"{name} {comparison.run_id}"))
     for row in comparison.rows:
-        case = ElementTree.SubElement(
-            suite,
-            "testcase",
-            classname=_xml(name),
-            name=_xml(row.label),
-            time=f"{row.total_s or 0:.3f}",
-        )
-        own = [r for r in regressions if (r.key.model, r.key.backend) == (name, row.backend)]
+        case = ElementTree.SubElement(suite, "testcase", classname=_xml(name), name=_xml(row.label))
+        if row.total_s is not None:
+            case.set("time", f"{row.total_s:.3f}")
+        own = [
+            r
+            for r in regressions
+            if (r.key.model, r.key.backend) == (name, row.backend)
+            and r.newest_run in (None, comparison.run_id)
+        ]
         if own:
             message = "; ".join(metric_name(each.key.metric) for each in own)
             failure = ElementTree.SubElement(case, "failure", message=_xml(message))

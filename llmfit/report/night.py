@@ -53,7 +53,7 @@ def render_report_markdown(report: Report) -> str:
             render_markdown(comparison),
         ]
     if report.servers:
-        shown = served_columns(report.servers, report.comparisons)
+        shown = served_columns(report)
         lines += ["## Served", "", *markdown_table(shown), "", in_markdown(LEGEND)]
     return "\n".join(lines).rstrip() + "\n"
 

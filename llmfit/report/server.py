@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal, get_args
 
-from llmfit.records import Comparison
 from llmfit.report._column import UNKNOWN, Column, Detail
 from llmfit.report._layout import hanging, styled, widest
 from llmfit.report._text import in_markdown, markdown_code, plain
 from llmfit.report.markdown import markdown_table
 from llmfit.serving_records import LoadLevel, Percentiles, ServerBenchmark
+from llmfit.trend_records import Report
 from llmfit.units import format_rate, format_seconds
 
 if TYPE_CHECKING:
@@ -113,16 +113,9 @@ def columns(found: ServerBenchmark, detail: Detail = Detail.ALL) -> tuple[Column
     return tuple(shown)
 
 
-def served_columns(
-    servers: Sequence[ServerBenchmark], comparisons: Sequence[Comparison]
-) -> tuple[Column, ...]:
+def served_columns(report: Report) -> tuple[Column, ...]:
     """Servers beside what was measured without them: a row a level, those of a server together."""
-    offline = {
-        (comparison.model.name, row.backend): row.decode.tokens_per_s.median
-        for comparison in reversed(comparisons)
-        for row in comparison.rows
-        if row.decode is not None
-    }
+    servers, offline = report.servers, _without_server(report)
     levels = [(found, level) for found in servers for level in found.levels]
 
     def texts(head: str, cell: Callable[[ServerBenchmark], str]) -> Column:
@@ -143,7 +136,10 @@ def served_columns(
 
         return numbers(head, percentile, value, format_seconds)
 
-    alone = tuple(offline.get((found.model or "", found.backend or "")) for found, _ in levels)
+    alone = tuple(
+        offline.get((found.machine or "", found.model or "", found.backend or ""))
+        for found, _ in levels
+    )
     return (
         texts("served", lambda found: found.model or found.served_model),
         texts("format", lambda found: found.backend or UNKNOWN),
@@ -198,3 +194,17 @@ def _markdown(found: ServerBenchmark) -> str:
     if found.command is not None:
         lines += ["", *markdown_code([plain(found.command)])]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _without_server(report: Report) -> dict[tuple[str, str, str], float]:
+    """Tokens per second of one sequence by machine, model and format: of the newest such run."""
+    machines = {each.points[-1].run_id: each.key.machine for each in report.series}
+    return {
+        (machines[comparison.run_id], comparison.model.name, row.backend): (
+            row.decode.tokens_per_s.median
+        )
+        for comparison in reversed(report.comparisons)
+        if comparison.run_id in machines and comparison.workload.batch == 1
+        for row in comparison.rows
+        if row.decode is not None
+    }

@@ -67,6 +67,9 @@ class _Hook(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.status == 0:  # hang up without an answer
+            self.close_connection = True
+            return
         self.taken.append((self.headers["Content-Type"], body))
         self.send_response(self.status)
         self.end_headers()
@@ -157,3 +160,10 @@ def test_a_hook_that_refuses_is_an_error_without_its_address(hook: str) -> None:
         with pytest.raises(StoreError, match="did not take") as refused:
             post_message("x", address)
         assert "SECRETPART" not in str(refused.value)
+
+
+def test_a_hook_that_hangs_up_is_an_error_like_others(hook: str) -> None:
+    """The report has other readers, and its own exit code."""
+    _Hook.status = 0
+    with pytest.raises(StoreError, match="the webhook did not take the message"):
+        post_message("text", hook)

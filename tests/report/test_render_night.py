@@ -11,8 +11,17 @@ import pytest
 from llmfit.report.junit import render_junit
 from llmfit.report.night import render_report_markdown, summary
 from llmfit.report.regressions import format_value, grouped
-from llmfit.testing import make_comparison, make_record
-from llmfit.trend_records import CellResult, NightResult, Regression, Report, SeriesKey
+from llmfit.report.server import served_columns
+from llmfit.testing import make_comparison, make_record, make_server
+from llmfit.trend_records import (
+    CellResult,
+    NightResult,
+    Observation,
+    Regression,
+    Report,
+    Series,
+    SeriesKey,
+)
 
 WORSE = Regression(
     key=SeriesKey(
@@ -111,6 +120,46 @@ def test_junit_has_a_case_for_each_row(report: Report) -> None:
     ]
     kernel = suite.find("testcase[@name='int8']/failure")
     assert kernel is not None and kernel.get("message") == r"bad \x1b[31m <kernel> & more"
+
+
+def test_junit_fails_the_rows_of_the_run_that_is_worse(report: Report) -> None:
+    """Another workload's or machine's row of the same format did not become worse."""
+    (worse,) = report.comparisons
+    other = replace(worse, run_id="another")
+    known = replace(WORSE, newest_run=worse.run_id)
+    text = render_junit(replace(report, comparisons=(worse, other), regressions=(known,)))
+    suites = ElementTree.fromstring(text).findall("testsuite")
+    failed = [suite.find("testcase[@name='nf4']/failure") is not None for suite in suites[:2]]
+    assert failed == [True, False]
+
+
+def test_junit_has_no_time_of_a_row_that_has_none(report: Report) -> None:
+    """Unknown is not 0 seconds."""
+    (comparison,) = report.comparisons
+    rows = tuple(replace(row, total_s=None) for row in comparison.rows)
+    text = render_junit(replace(report, comparisons=(replace(comparison, rows=rows),)))
+    assert "time=" not in text and 'time="61.000"' in render_junit(report)
+
+
+def test_a_server_stands_beside_its_own_machines_figures(report: Report) -> None:
+    """Of one sequence; another machine's row of that format says nothing of it."""
+    (comparison,) = report.comparisons
+    key = replace(WORSE.key, machine="lab", backend="bf16", metric="decode.tokens_per_s")
+    point = Observation(run_id=comparison.run_id, started_at="2026-01-04", value=40.0)
+    series = Series(key=key, label="bf16", better="higher", points=(point,))
+    model = comparison.model.name
+    servers = tuple(
+        make_server(name, model=model, backend="bf16", machine=name) for name in ("lab", "other")
+    )
+    full = replace(report, series=(series,), servers=servers)
+
+    def alone(report: Report) -> list[str]:
+        (column,) = [c for c in served_columns(report) if c.head == "without a server"]
+        return list(column.cells)
+
+    assert alone(full) == ["40.0", "–"]
+    batched = replace(comparison, workload=replace(comparison.workload, batch=8))
+    assert alone(replace(full, comparisons=(batched,))) == ["–", "–"]
 
 
 def test_a_summary_is_one_sentence(report: Report) -> None:

@@ -63,6 +63,7 @@ def _lost(row: RowHistory, records: Records) -> Iterator[Regression]:
         since=first_bad.started_at,
         good_run=last.run_id,
         causes=_causes(before, after),
+        newest_run=newest.run_id,
         status=newest.status,
         reason=newest.reason,
     )
@@ -91,6 +92,7 @@ def _standing(series: Series, records: Records) -> Iterator[Regression]:
             since_run=bad.run_id,
             since=bad.started_at,
             good_run=good.run_id,
+            newest_run=series.points[-1].run_id,
             causes=_causes(before, after),
         )
         return
@@ -102,9 +104,10 @@ def _causes(before: RunRecord | None, after: RunRecord | None) -> tuple[str, ...
 
 def _paired(metric: str, before: RunRecord | None, after: RunRecord | None) -> Difference | None:
     """The paired difference of a quality figure over the same items; None where there is none."""
-    if before is None or after is None or not metric.startswith(("hellaswag.", "perplexity.")):
+    paired = metric == "hellaswag.acc_norm" or metric.startswith("perplexity.")
+    if before is None or after is None or not paired:
         return None
     found = compare_quality(after, before)
     if found is None:
         return None
-    return found.acc_norm if metric.startswith("hellaswag.") else found.perplexity_ratio
+    return found.acc_norm if metric == "hellaswag.acc_norm" else found.perplexity_ratio

@@ -82,7 +82,7 @@ def step_between(series: Series, old: Segment, new: Segment) -> Step | None:
     """The step from one level to a later one; None where it does not count."""
     if old.level == new.level:
         return None
-    change = new.level / old.level - 1 if old.level else math.inf
+    change = (new.level - old.level) / abs(old.level) if old.level else math.inf
     threshold = max(LEAST_CHANGE, interval(series, old, new))
     if abs(change) <= threshold:
         return None
@@ -92,7 +92,7 @@ def step_between(series: Series, old: Segment, new: Segment) -> Step | None:
         after=new.level,
         change=change,
         threshold=threshold,
-        worse=(change < 0) == (series.better == "higher"),
+        worse=(new.level < old.level) == (series.better == "higher"),
     )
 
 

@@ -75,7 +75,7 @@ def render_page(report: Report) -> str:
         sections=sections,
         fleet=fleet_columns(report.comparisons),
         fleet_legend=FLEET_LEGEND,
-        served=served_columns(report.servers, report.comparisons) if report.servers else (),
+        served=served_columns(report) if report.servers else (),
         served_legend=LEGEND,
         metric_name=metric_name,
         size_text=size_text,

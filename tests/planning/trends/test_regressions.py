@@ -100,6 +100,16 @@ def test_quality_on_the_same_items_is_judged_by_pairs() -> None:
     assert len(run("hellaswag.acc_norm", [base, many])) == 1
 
 
+def test_a_pair_of_one_figure_says_nothing_of_another() -> None:
+    """acc falls from 80 to 50 % where acc_norm, whose answers are kept, stays."""
+    before = make_record("nf4", acc_norm=0.8, n=1000)
+    assert before.hellaswag is not None
+    after = replace(before, hellaswag=replace(before.hellaswag, acc=0.5))
+    (found,) = run("hellaswag.acc", [before, after])
+    assert (found.before, found.after) == (0.8, 0.5)
+    assert run("hellaswag.acc_norm", [before, after]) == ()
+
+
 def test_a_row_that_ran_and_does_not_any_more() -> None:
     """Its figures are not judged beside it; a row that was skipped tells nothing."""
     key = SeriesKey(machine="m", model="x", backend="nf4", settings="s", metric=STATUS)

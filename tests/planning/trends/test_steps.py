@@ -109,6 +109,18 @@ def test_the_direction_is_the_metrics(better: Better, after: float, worse: bool)
     assert step.worse is worse
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "worse", "change"),
+    [(-0.05, -0.30, True, -5.0), (-0.02, 0.30, False, 16.0), (0.2, -0.2, True, -2.0)],
+)
+def test_figures_below_zero_have_their_direction_too(
+    before: float, after: float, worse: bool, change: float
+) -> None:
+    """A correlation: higher is better, on either side of 0."""
+    (step,) = steps(series_of([before] * 5 + [after] * 5, metric="task.cola.mcc"))
+    assert step.worse is worse and step.change == pytest.approx(change)
+
+
 def test_memory_of_a_tiny_model_may_move_by_megabytes() -> None:
     """10 MB of 30 are the libraries' own; 300 MB of 1 GB are not."""
     small = series_of([30e6] * 5 + [40e6] * 5, metric="memory.peak_bytes", better="lower")
