@@ -149,7 +149,8 @@ def _measured(
     row = _run(model, rung, target_bytes if rung.fits else None, measuring)
     if row.status != "ok":
         reason = row.reason or f"{row.status}, no reason was recorded"
-        return replace(rung, status=row.status, fits=False, measured_reason=reason)
+        fits = False if row.status == "does_not_fit" else None
+        return replace(rung, status=row.status, fits=fits, measured_reason=reason)
     total = footprint_bytes(row)
     return replace(
         rung,
@@ -197,9 +198,12 @@ def _too_far(rungs: Sequence[Rung], target_bytes: int) -> str:
     if beyond and len(beyond) == len(needs):
         need, label = min(beyond)
         smallest = f": the smallest, {label}, needs {format_bytes(need)}"
+    unknown = [rung.label for rung in rungs if rung.status not in (None, "ok", "does_not_fit")]
+    untried = f"; {', '.join(unknown)} did not run" if unknown else ""
+    what = "nothing that ran here" if unknown else "nothing here"
     return (
-        f"nothing here fits {target}{smallest}. What is left is a smaller model, or weights kept "
-        "partly in RAM or on disk (llmfit compare --backends offload)"
+        f"{what} fits {target}{smallest}{untried}. What is left is a smaller model, or weights "
+        "kept partly in RAM or on disk (llmfit compare --backends offload)"
     )
 
 

@@ -12,6 +12,9 @@ from typing import Literal
 
 Basis = Literal["architecture", "plain numbers"]
 
+LOOKUPS = frozenset({"per_layer_token_embd", "position_embd", "token_types"})
+"""Matrices of which a token reads one row: tables beside the embedding, by llama.cpp's names."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Matrix:

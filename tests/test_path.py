@@ -11,8 +11,9 @@ from llmfit.comparison import compare
 from llmfit.errors import UsageError
 from llmfit.keeping import Keeping
 from llmfit.path import Measuring, find_path
-from llmfit.planning.advice.ladder import ladder
-from llmfit.records import Workload
+from llmfit.planning.advice.ladder import Rung, ladder
+from llmfit.records import RunRecord, Workload
+from llmfit.testing import make_record
 
 pytestmark = pytest.mark.usefixtures("imported_once")
 SHORT = Workload(prompt_tokens=16, new_tokens=4, repeats=1, warmup=0)
@@ -96,3 +97,25 @@ def test_only_rungs_that_this_machine_can_hold_are_run(monkeypatch: pytest.Monke
     assert not path.reached
     for rung in path.rungs[1:]:
         assert rung.status is None and "this machine has 1.00 GB" in (rung.measured_reason or "")
+
+
+def test_a_rung_that_did_not_run_is_not_said_to_be_too_large(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A package that is missing says nothing of memory; the last note names what is not known."""
+    import llmfit.path
+
+    def run(model: str | None, rung: Rung, *_: object) -> RunRecord:
+        record = make_record(str(rung.backend), device="cpu", peak_gb=20)
+        if rung.backend != "nf4":
+            return record
+        return replace(record, status="unavailable", reason="bitsandbytes is missing")
+
+    monkeypatch.setattr(llmfit.path, "_run", run)
+    path = find_path(
+        "llama-3.2-1b", to_gb=1.2, device="cpu", measuring=Measuring(weights="synthetic")
+    )
+    fits = {rung.backend: rung.fits for rung in path.rungs if rung.status is not None}
+    assert fits.pop("nf4") is None and set(fits.values()) == {False}
+    assert "nothing that ran here fits 1.20 GB" in path.notes[-1]
+    assert "NF4 did not run" in path.notes[-1]

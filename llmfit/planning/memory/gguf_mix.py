@@ -20,7 +20,7 @@ from llmfit.planning.memory.gguf_mixtures import (
     Place,
     mixture_of,
 )
-from llmfit.shape import Attention, Matrix, ModelShape
+from llmfit.shape import LOOKUPS, Attention, Matrix, ModelShape
 
 _NARROWER: Mapping[str, str] = {
     **dict.fromkeys(("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S"), "IQ4_NL"),
@@ -122,7 +122,7 @@ def gguf_bytes(shape: ModelShape, file_type: str, *, on_gpu: bool = False) -> in
     tensors = tensor_types(shape, file_type)
     if tensors is None:
         return None
-    in_ram = _LOOKUPS if shape.tied else _LOOKUPS | {"token_embd"}
+    in_ram = LOOKUPS if shape.tied else LOOKUPS | {"token_embd"}
     held = (tensor for tensor in tensors if not (on_gpu and tensor.name in in_ram))
     return sum(tensor.size_bytes for tensor in held) + _vector_bytes(shape)
 
@@ -144,14 +144,10 @@ def _read_bytes(tensor: TypedTensor, batch: int, *, tied: bool) -> float:
     rows = batch * row_bytes(tensor.type, tensor.columns)
     if tensor.name == "token_embd":
         return rows + (tensor.size_bytes if tied else 0)
-    if tensor.name in _LOOKUPS:
+    if tensor.name in LOOKUPS:
         return rows
     met = tensor.count * (1 - (1 - tensor.active / tensor.count) ** batch)
     return met * tensor.matrix_bytes
-
-
-_LOOKUPS = frozenset({"per_layer_token_embd", "position_embd", "token_types"})
-"""Tables of which a token reads one row."""
 
 
 def _vector_bytes(shape: ModelShape) -> int:

@@ -31,7 +31,7 @@ from llmfit.planning.memory.gguf_mix import gguf_bytes, gguf_read_bytes
 from llmfit.planning.memory.gguf_mixtures import DEFAULT_TYPE
 from llmfit.planning.memory.kv_cache import is_llama_cpp
 from llmfit.records import Device
-from llmfit.shape import LayerShape, Matrix, ModelShape
+from llmfit.shape import LOOKUPS, LayerShape, Matrix, ModelShape
 
 UNQUANTIZED = frozenset({"bf16", "sdpa", "compiled", "offload", "vllm"})
 """Backends that keep every weight in 16 bits, as vLLM does unless it is given a quantised model."""
@@ -167,7 +167,8 @@ def weights_read_bytes(
     """Bytes of weights that one decode step of ``batch`` sequences reads, or None.
 
     Of the experts as many as ``batch`` independent, even choices are expected to meet; of the
-    embedding a row a sequence; the output head whole, also where it is the embedding.
+    embedding and of tables like it a row a sequence; the output head whole, also where it is the
+    embedding.
     """
     if not _runs_on(device, backend):
         return None
@@ -180,8 +181,10 @@ def weights_read_bytes(
         _layer_bytes(layer, packing, partial(expected_copies, batch=batch))
         for layer in shape.of_layers()
     )
-    head = shape.head.parameters + shape.vectors + sum(m.parameters for m in shape.extra)
-    return round(layers + _BYTES_16 * (head + batch * shape.hidden_size))
+    head = shape.head.parameters + shape.vectors
+    whole = sum(m.parameters for m in shape.extra if m.name not in LOOKUPS)
+    rows = shape.hidden_size + sum(m.columns for m in shape.extra if m.name in LOOKUPS)
+    return round(layers + _BYTES_16 * (head + whole + batch * rows))
 
 
 def expected_copies(matrix: Matrix, *, batch: int) -> float:

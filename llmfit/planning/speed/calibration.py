@@ -108,14 +108,14 @@ def efficiency_for(
 
     A decode step is one graph, but over several ``gpus`` and with a quantised cache.
 
-    Records of the same format, KV cache and part, newest first, as many as ``MOST_RECORDS``; then
-    what others published for that very part; then the stated default.
+    Records of the same format, KV cache, part and number of GPUs, newest first, as many as
+    ``MOST_RECORDS``; then what others published for that very part; then the stated default.
     """
     # Of the compiled row the decode step alone is compiled.
     runs_as = "sdpa" if (phase, backend) == ("prefill", "compiled") else backend
     one_graph = phase == "decode" and kv_cache_dtype is None and gpus == 1
     default = stated(runs_as, hardware, kv_cache_dtype, one_graph=one_graph)
-    own = _own(phase, spec, backend, hardware, records, kv_cache_dtype)
+    own = _own(phase, spec, backend, hardware, records, kv_cache_dtype, gpus)
     if own:
         return calibrated(work, own, default, hardware, _own_basis)
     if phase == "decode" and kv_cache_dtype is None:
@@ -225,8 +225,11 @@ def _own(
     hardware: Hardware,
     records: Sequence[RunRecord],
     kv_cache_dtype: KvCacheDtype | None,
+    gpus: int,
 ) -> list[Sample]:
     """Samples of own records of this very backend id, else of its format's other types.
+
+    Over as many GPUs, layer by layer: a tensor split reads each GPU's part at once.
 
     Those without a doubt about the machine, and of the same model, where there are any.
     """
@@ -238,6 +241,8 @@ def _own(
         and runs_on(record, hardware)
         and record.plan is not None
         and record.plan.kv_cache_dtype == kv_cache_dtype
+        and record.plan.gpus == gpus
+        and (gpus == 1 or record.plan.split == "balanced")
         and _has_usual_threads(record)
     ]
     rows = [record for record in rows if record.backend == backend] or rows

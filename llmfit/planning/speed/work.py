@@ -11,13 +11,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import ceil
 
+from llmfit.planning.memory.activations import LLAMA_CPP_CHUNK
 from llmfit.planning.memory.kv_cache import is_llama_cpp, kv_read_bytes
 from llmfit.planning.memory.weights import weights_read_bytes
 from llmfit.records import Device, KvCacheDtype, ModelSpec, Workload
 from llmfit.shape import LayerShape, ModelShape
-
-LLAMA_CPP_CHUNK = 512
-"""Prompt tokens that llama.cpp runs at once where no chunk is asked for: its physical batch."""
 
 _EAGER = "bf16"
 """The row with plain attention, of products and a softmax in memory."""

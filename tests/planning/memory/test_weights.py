@@ -272,6 +272,22 @@ def test_a_step_reads_all_but_the_embedding() -> None:
         assert whole - read == (0 if shape.tied else table) - 3 * 2 * 256
 
 
+@pytest.mark.parametrize("config", [
+    {"model_type": "gpt2", "n_embd": 64, "n_head": 4, "n_layer": 2, "vocab_size": 96,
+     "n_positions": 512, "architectures": ["GPT2LMHeadModel"]},
+    {"model_type": "opt", "hidden_size": 64, "word_embed_proj_dim": 64, "ffn_dim": 128,
+     "num_attention_heads": 4, "num_hidden_layers": 2, "vocab_size": 96,
+     "max_position_embeddings": 510, "architectures": ["OPTForCausalLM"]},
+])  # fmt: skip
+def test_a_step_reads_a_row_of_learned_positions(config: dict[str, Any]) -> None:
+    """Of a table of 512 rows, which a step does not read through."""
+    shape = read_shape(config)
+    assert shape is not None and shape.tied
+    whole, read = of_shape(shape, "bf16"), weights_read_bytes(shape, "bf16", 3)
+    assert whole is not None and read is not None
+    assert whole - read == 2 * 64 * (512 - 3 - 3)  # the embedding is the head, and read as that
+
+
 @pytest.mark.parametrize(("count", "active", "batch"), [(4, 2, 2), (5, 1, 3), (4, 3, 2)])
 def test_distinct_experts_are_counted_as_chance_has_it(count: int, active: int, batch: int) -> None:
     """The expectation over all equally likely choices, listed one by one."""

@@ -203,10 +203,21 @@ def test_other_models_widen_the_range() -> None:
         {"device": "cuda", "machine": _machine(gpu="NVIDIA GeForce RTX 3090")},
         {"plan": {"kv_cache_dtype": "q8_0"}},
         {"plan": {"threads": 1}},
+        {"plan": {"gpus": 2}},
+        {"plan": {"gpus": 2, "split": "tensor"}},
         {"decode": None},
         {"plan": {"model": replace(_spec(), shape=None)}},
     ],
-    ids=["other CPU", "on the GPU", "other KV cache", "one thread", "not timed", "no shape"],
+    ids=[
+        "other CPU",
+        "on the GPU",
+        "other KV cache",
+        "one thread",
+        "two GPUs",
+        "halves",
+        "not timed",
+        "no shape",
+    ],
 )
 def test_records_of_something_else_are_left_out(changes: dict[str, Any]) -> None:
     """The prediction is the stated default's, word for word."""
