@@ -28,12 +28,15 @@ _MARKS: tuple[tuple[str, tuple[str, ...]], ...] = (
         LINEAR,
         (
             "linear", "mm", "gemm", "gemv", "marlin", "machete", "exllama", "awq", "gptq",
-            "int4pack", "int8", "4bit", "bitsandbytes", "mkldnn", "cutlass", "cublas",
+            "int4pack", "int8", "4bit", "bitsandbytes", "mkldnn", "cutlass", "cublas", "nvjet",
+            "bf16_rows", "code_rows", "byte_rows", "unpack_int4",
         ),
     ),
     (CACHE, ("copy_", "memcpy", "memset", "index_copy", "cat", "clone", "fill_", "slice_scatter")),
 )  # fmt: skip
 """Parts of kernels' names, by group; the first group with one that fits takes the kernel."""
+_FUSED = "_fused_"
+"""In the name of a kernel of inductor's, after which come the operations that it joins."""
 
 
 def profile_steps(
@@ -109,9 +112,14 @@ def grouped(events: Iterable[tuple[str, float]], *, wall_s: float, steps: int) -
 
 
 def group_of(name: str) -> str:
-    """The group of a kernel by its name."""
+    """The group of a kernel by its name.
+
+    Of one that inductor made of several operations, copying is no more than a part.
+    """
     lower = name.lower()
     for group, parts in _MARKS:
+        if group == CACHE and _FUSED in lower:
+            return OTHER
         if any(part in lower for part in parts):
             return group
     return OTHER

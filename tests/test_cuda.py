@@ -42,6 +42,8 @@ def test_row_runs_on_the_gpu(embedded: ModelSpec, artifact_cache: Path, backend:
     record = run_isolated(plan)
     assert record.status == "ok", record.reason
     assert record.memory is not None and record.memory.device == "cuda"
+    if row.gpu_memory == "driver" and record.memory.driver_peak_bytes is None:
+        pytest.skip("the driver does not tell here what a process has, as in some containers")
     assert record.weights_bytes is not None and record.memory.peak_bytes is not None
     assert record.memory.peak_bytes >= record.weights_bytes
     assert record.memory.reserved_bytes is not None

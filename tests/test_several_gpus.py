@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import pytest
 
+from llmfit.backends._several import on_gpus_alone
 from llmfit.comparison import _device, compare
-from llmfit.errors import UsageError
+from llmfit.errors import DoesNotFit, UsageError
 from llmfit.models import resolve
 from llmfit.planning.memory.split import fullest, predict_plan, predict_split
 from llmfit.planning.speed.roofline import attach_roofline
@@ -94,3 +95,22 @@ def test_a_format_of_one_gpu_says_so(large: ModelSpec) -> None:
     """Skipped, with the reason; never run on the first GPU alone."""
     status, reason = ruled_out(plan_over(large, 2, backend="compiled"), MACHINE) or ("", "")
     assert status == "skipped" and "GPU" in reason, reason
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "Some modules are dispatched on the CPU or the disk. Make sure you have enough GPU RAM",
+        "The current `device_map` had weights offloaded to the disk, which needed to be re-saved.",
+    ],
+)
+def test_what_a_library_says_of_too_few_gpus_is_no_failure(large: ModelSpec, said: str) -> None:
+    """The model does not fit; another ValueError, or one of a single GPU, stays what it is."""
+    with (
+        pytest.raises(DoesNotFit, match="more than 2 GPUs hold"),
+        on_gpus_alone(plan_over(large, 2)),
+    ):
+        raise ValueError(said)
+    for plan, text in ((plan_over(large, 2), "another"), (plan_over(large, 1), said)):
+        with pytest.raises(ValueError, match=text[:20]), on_gpus_alone(plan):
+            raise ValueError(text)

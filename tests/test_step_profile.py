@@ -24,6 +24,13 @@ from llmfit.testing import FakeModel
         ("aten::index_copy_", CACHE),
         ("aten::silu", OTHER),
         ("triton_poi_fused_mul_silu_5", OTHER),
+        ("triton_red_fused__to_copy_add_mean_mul_pow_rsqrt_3", OTHER),
+        ("cpp_fused_cat_1", OTHER),
+        ("triton_poi_fused__softmax_2", ATTENTION),
+        ("_bf16_rows", LINEAR),
+        ("_code_rows", LINEAR),
+        ("_byte_rows", LINEAR),
+        ("nvjet_tst_128x8_64x12_4x1_v_bz_TNT", LINEAR),
     ],
 )
 def test_kernels_are_told_by_their_names(name: str, group: str) -> None:

@@ -12,6 +12,7 @@ from llmfit.backends._hf import (
     linear_kernel,
     load_causal_lm,
     plan_config,
+    quieten_bitsandbytes,
     run_one_token,
     share_note,
 )
@@ -36,6 +37,7 @@ def load_bnb(plan: Plan, quantization: Any | None, dtype: str, notes: tuple[str,
     from llmfit.backends._int8_rows import fuse_int8_rows
     from llmfit.backends._unpacked_rows import unpack_for_many_rows
 
+    quieten_bitsandbytes()
     config = plan_config(plan)
     attention, attention_notes = fused_attention(config)
     if plan.weights == "synthetic":

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmfit.backends._several import placement, require_on_gpus
+from llmfit.backends._several import on_gpus_alone, placement, require_on_gpus
 from llmfit.backends._synthetic import NOTE as SYNTHETIC_NOTE
 from llmfit.backends._synthetic import random_causal_lm, return_outputs_alone
 from llmfit.backends._tokenizer import tokenizer_of
@@ -194,8 +194,7 @@ def load_causal_lm(path: str, plan: Plan, *, attention: str, **options: Any) -> 
     import torch
     from transformers import AutoModelForCausalLM
 
-    if plan.device == "cpu":
-        _be_quiet()
+    quieten_bitsandbytes()
     if plan.weights == "synthetic":  # never real ones in their place
         raise ModelLoadError(
             f"row {plan.backend} makes no synthetic weights: its format is not packed here.",
@@ -209,7 +208,7 @@ def load_causal_lm(path: str, plan: Plan, *, attention: str, **options: Any) -> 
     check_configs(Path(path))
     if path == plan.model.path:
         _require_enough(plan.model)
-    with LibraryErrors(f"transformers cannot load {path}", folder=path):
+    with LibraryErrors(f"transformers cannot load {path}", folder=path), on_gpus_alone(plan):
         model, report = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=torch.bfloat16,
@@ -316,8 +315,10 @@ def fused_attention(config: Any) -> tuple[str, tuple[str, ...]]:
     return "eager", (f"eager attention: {kind.__name__} has no fused one",)
 
 
-def _be_quiet() -> None:
-    """bitsandbytes warns on every CPU load that CUDA is missing; the record says the device."""
+def quieten_bitsandbytes() -> None:
+    """Without its warnings, which records tell: that CUDA is missing, and at each product of
+    LLM.int8() that inputs are made float16, which takes time itself.
+    """
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 

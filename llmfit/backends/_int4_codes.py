@@ -37,11 +37,13 @@ def codes_of(layer: Any, maker: str) -> Int4Codes:
     inputs = torch.arange(layer.in_features, device=scales.device)
     if order is not None and not torch.equal(order.long(), inputs // group):
         raise ValueError(f"{maker} takes no activation order")
-    multiples = _weight(layer).float().view(-1, group, layer.out_features) / scales.float()[:, None]
-    multiples = torch.nan_to_num(multiples).round()  # [K / group, group, N]; a scale may be 0
+    # In place: every other copy of four bytes a weight would be part of the row's peak.
+    multiples = _weight(layer).to(torch.float32, copy=True).view(-1, group, layer.out_features)
+    multiples.div_(scales.float()[:, None])  # [K / group, group, N]; a scale may be 0
+    torch.nan_to_num(multiples, out=multiples).round_()
     low, high = multiples.amin(1), multiples.amax(1)
     zeros = torch.full_like(low, _MIDDLE).clamp(max=15 - high).maximum(-low)
-    codes = (multiples + zeros[:, None]).to(torch.uint8).view(layer.in_features, -1)
+    codes = multiples.add_(zeros[:, None]).to(torch.uint8).view(layer.in_features, -1)
     return Int4Codes(
         codes=codes.t().contiguous(), scales=scales, zeros=zeros, bias=layer.bias, group=group
     )

@@ -7,6 +7,8 @@ tensor     transformers' own plan for tensor parallelism, one process a GPU
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from llmfit.device.execution import require_gpus
@@ -20,6 +22,9 @@ from llmfit.units import format_bytes
 if TYPE_CHECKING:
     from torch import nn
 
+_LEFT_OUTSIDE = ("dispatched on the CPU or the disk", "weights offloaded to the disk")
+"""What a ValueError says of a device map that ends outside the GPUs. Source: transformers 5.23,
+quantizers/quantizer_bnb_4bit.py and integrations/accelerate.py."""
 _UNKNOWN_SHARE = 0.1
 """Of a GPU, left for cache and activations where they are not known for the architecture."""
 
@@ -76,18 +81,32 @@ def require_on_gpus(model: nn.Module, plan: Plan) -> tuple[str, ...]:
     from llmfit.decode.placement import layers_by_place
 
     found = layers_by_place(model)
-    outside = [place for place in found if place in ("cpu", "disk")]
-    if outside:
-        budget = "" if plan.budget_bytes is None else f" of {format_bytes(plan.budget_bytes)}"
-        raise DoesNotFit(
-            f"the weights of {plan.model.name} are more than {plan.gpus} GPUs{budget} hold beside "
-            "cache and activations.",
-            hint=f"llmfit plan {plan.model.name} --gpus 64, which tells how many do",
-        )
+    if any(place in ("cpu", "disk") for place in found):
+        raise _too_large(plan)
     parts = ", ".join(f"{count} on GPU {place}" for place, count in found.items())
     return (
         f"accelerate's balanced device map over {plan.gpus} GPUs, layers: {parts}; decode steps "
         "are run one kernel after the other",
+    )
+
+
+@contextmanager
+def on_gpus_alone(plan: Plan) -> Iterator[None]:
+    """Raise DoesNotFit where a library says, while it loads a split model, that GPUs do not do."""
+    try:
+        yield
+    except ValueError as exc:
+        if plan.gpus > 1 and any(words in str(exc) for words in _LEFT_OUTSIDE):
+            raise _too_large(plan) from exc
+        raise
+
+
+def _too_large(plan: Plan) -> DoesNotFit:
+    budget = "" if plan.budget_bytes is None else f" of {format_bytes(plan.budget_bytes)}"
+    return DoesNotFit(
+        f"the weights of {plan.model.name} are more than {plan.gpus} GPUs{budget} hold beside "
+        "cache and activations.",
+        hint=f"llmfit plan {plan.model.name} --gpus 64, which tells how many do",
     )
 
 

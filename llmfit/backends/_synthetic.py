@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from llmfit.backends._several import placement
+from llmfit.backends._several import on_gpus_alone, placement
 from llmfit.backends.base import Tokenizer
 from llmfit.errors import ModelLoadError, UsageError
 from llmfit.foreign.errors import LibraryErrors
@@ -225,7 +225,7 @@ def random_causal_lm(
         checkpoint = _checkpoint(skeleton, pack, noise)
         if quantization is not None:
             config.quantization_config = dict(quantization)
-        with _quiet_about_missing():
+        with _quiet_about_missing(), on_gpus_alone(plan):
             model, report = type(skeleton).from_pretrained(
                 None,
                 config=config,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from statistics import median
 from typing import TypeVar
@@ -29,18 +30,20 @@ def capture(run: Callable[[], T], *, after: Callable[[], object] = lambda: None)
     the GPU, allocates outside the graph's pool, or starts kernels elsewhere than on the current
     stream, which are not recorded: a replay then gives other numbers. The GPU is then idle.
     """
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
+    current = torch.cuda.current_stream()
+    side = _side_stream(torch.cuda.current_device())
+    side.wait_stream(current)
     with torch.cuda.stream(side):
         for _ in range(_WARM_UPS):
             expected = run()
             after()
-    torch.cuda.current_stream().wait_stream(side)
+    current.wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     try:
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, stream=side):
             made = run()
     except RuntimeError:
+        torch.cuda.set_stream(current)  # which a capture that fails at its end does not do
         torch.cuda.synchronize()
         raise
     outputs = [each for each in tree_leaves(made) if isinstance(each, torch.Tensor)]
@@ -52,6 +55,12 @@ def capture(run: Callable[[], T], *, after: Callable[[], object] = lambda: None)
     if not all(map(_alike, outputs, wanted)):
         raise RuntimeError("not all of its kernels are recorded: a replay gives other numbers")
     return graph, made
+
+
+@functools.cache
+def _side_stream(device: int) -> torch.cuda.Stream:
+    """The GPU's one stream for captures: cuBLAS keeps a workspace for each that it has seen."""
+    return torch.cuda.Stream(device)
 
 
 def _alike(output: torch.Tensor, wanted: torch.Tensor) -> bool:

@@ -21,7 +21,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from llmfit.decode.cache import StaticKVCache
 from llmfit.decode.capture import Graph, capture
 from llmfit.decode.placement import execution_device
-from llmfit.decode.step_linears import StepLinears
+from llmfit.decode.step_linears import StepLinears, asks_the_host
 from llmfit.device.execution import is_out_of_memory
 from llmfit.errors import ModelLoadError, first_line
 from llmfit.kernels.build import why_no_kernels
@@ -284,13 +284,10 @@ class CapturedStep:
 def why_not_captured(model: nn.Module, linears: StepLinears) -> str | None:
     """The kernel that keeps a step of ``model`` from being a CUDA graph; None where none is known.
 
-    ``linears`` run their layers instead of the library. A capture that fails half-way leaves
-    PyTorch's state behind, so it is not tried in vain.
+    ``linears`` run their layers instead of the library.
     """
     for module in model.modules():
-        if type(module).__name__ != "Linear8bitLt" or linears.runs(module):
-            continue
-        if module.state.threshold > 0:  # type: ignore[union-attr,operator]
+        if asks_the_host(module) and not linears.runs(module):
             return (
                 "bitsandbytes' LLM.int8() (Linear8bitLt) asks the host in every layer whether its "
                 "inputs have outliers"

@@ -191,7 +191,11 @@ def _try(layers: list[nn.Module], *, own: bool) -> _Trial:
     if device == "cpu":
         trial.seconds = _timed(runs, x)
     else:
-        trial.seconds = {name: _gpu_s(forwards, x) for name, forwards in runs.items()}
+        waits = asks_the_host(some[0])
+        trial.seconds = {
+            name: _gpu_s(forwards, x, captured=not (waits and name == _LIBRARY))
+            for name, forwards in runs.items()
+        }
     return trial
 
 
@@ -201,8 +205,16 @@ def _input_type(layer: Any) -> torch.dtype:
     return dtype if dtype.is_floating_point else torch.bfloat16
 
 
-def _gpu_s(forwards: Sequence[Forward], x: torch.Tensor) -> float:
-    """Median seconds a layer on a GPU, as one CUDA graph where it can be captured."""
+def asks_the_host(layer: nn.Module) -> bool:
+    """True for a layer whose own kernel waits for the host, as no CUDA graph may: LLM.int8().
+
+    A capture that fails half-way leaves PyTorch's state behind, so it is not tried in vain.
+    """
+    return type(layer).__name__ == "Linear8bitLt" and bool(layer.state.threshold > 0)  # type: ignore[union-attr,operator]
+
+
+def _gpu_s(forwards: Sequence[Forward], x: torch.Tensor, *, captured: bool) -> float:
+    """Median seconds a layer on a GPU, as one CUDA graph where it can be ``captured``."""
     runs = [
         partial(each.product, each.prepare(x), x)
         if isinstance(each, Prepared)
@@ -214,8 +226,9 @@ def _gpu_s(forwards: Sequence[Forward], x: torch.Tensor) -> float:
         return [each() for each in runs]
 
     replay: Callable[[], object] = run
-    with suppress(RuntimeError):  # it asks the host, and runs so in a step too
-        replay = capture(run)[0].replay
+    if captured:
+        with suppress(RuntimeError):  # it runs so in a step too
+            replay = capture(run)[0].replay
     return median_s(replay, "cuda", _PASSES) / len(forwards)
 
 

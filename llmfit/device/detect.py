@@ -51,16 +51,36 @@ def _first_visible(nvml: Any) -> Any | None:
 
     CUDA_VISIBLE_DEVICES names GPUs by number or by the beginning of their UUID.
     """
+    handles = _in_order_of_cuda(nvml)
     if "CUDA_VISIBLE_DEVICES" not in os.environ:
-        return nvml.nvmlDeviceGetHandleByIndex(0) if nvml.nvmlDeviceGetCount() else None
+        return handles[0] if handles else None
     first = os.environ["CUDA_VISIBLE_DEVICES"].split(",")[0].strip()
-    for index in range(nvml.nvmlDeviceGetCount()):
-        handle = nvml.nvmlDeviceGetHandleByIndex(index)
+    for index, handle in enumerate(handles):
         identity = nvml.nvmlDeviceGetUUID(handle)
         identity = identity.decode() if isinstance(identity, bytes) else str(identity)
         if first == str(index) or (first.startswith("GPU-") and identity.startswith(first)):
             return handle
     return None
+
+
+def _in_order_of_cuda(nvml: Any) -> list[Any]:
+    """NVML's handles as CUDA numbers the GPUs: the fastest first, where it is not told otherwise.
+
+    NVML goes by the PCI bus. CUDA does not say how it tells the fastest: by cores times clock here,
+    and by the bus among equals or where a driver does not tell these.
+    """
+    handles = [nvml.nvmlDeviceGetHandleByIndex(i) for i in range(nvml.nvmlDeviceGetCount())]
+    if len(handles) < 2 or os.environ.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID":
+        return handles
+    try:
+        speeds = [
+            nvml.nvmlDeviceGetNumGpuCores(each)
+            * nvml.nvmlDeviceGetMaxClockInfo(each, nvml.NVML_CLOCK_SM)
+            for each in handles
+        ]
+    except nvml.NVMLError:
+        return handles
+    return [handles[i] for i in sorted(range(len(handles)), key=lambda i: -speeds[i])]
 
 
 def _clocked_bandwidth(nvml: Any, handle: Any) -> float | None:

@@ -109,16 +109,22 @@ class Marks:
         return tuple(start.elapsed_time(end) / 1000.0 for start, end in pairs)
 
 
+_OUT_OF_MEMORY = (
+    "out of memory",  # CUDA's driver, where it loads a kernel; Dynamo, which tells of torch's error
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "can't allocate memory",
+    "annot allocate memory",
+    "not enough memory",
+)
+"""What RuntimeErrors of memory say."""
+
+
 def is_out_of_memory(error: BaseException) -> bool:
-    """True for torch's GPU error, and for the system's where memory of the host ran out."""
+    """True for torch's and the driver's GPU errors, and for the system's of the host's memory."""
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(error, torch.OutOfMemoryError):
         return True
     text = str(error)
     return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError)
-        and any(
-            words in text
-            for words in ("can't allocate memory", "annot allocate memory", "not enough memory")
-        )
+        isinstance(error, RuntimeError) and any(words in text for words in _OUT_OF_MEMORY)
     )

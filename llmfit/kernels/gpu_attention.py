@@ -18,6 +18,8 @@ INTERPRETED = bool(triton.knobs.runtime.interpret)
 """True where Triton's interpreter runs the kernels, which knows no products of bfloat16."""
 _SLOTS = 64
 """Slots of the KV buffer that a program attends to."""
+_PARTS = 64
+"""Parts that are weighed at once."""
 
 
 @triton.jit
@@ -60,14 +62,16 @@ def _attend_part(
         )
         if WIDENED:
             key, value = key.to(tl.float32), value.to(tl.float32)
-        scores = tl.dot(asked, tl.trans(key)) * (scale * 1.4426950408889634)
+        scores = tl.dot(asked, tl.trans(key), input_precision="ieee") * (scale * 1.4426950408889634)
         scores = tl.where(seen[None, :], scores, float("-inf"))
         higher = tl.maximum(top, tl.max(scores, 1))
         level = tl.where(higher == float("-inf"), 0.0, higher)
         shares = tl.exp2(scores - level[:, None])
         fade = tl.exp2(top - level)
         weight = weight * fade + tl.sum(shares, 1)
-        total = total * fade[:, None] + tl.dot(shares.to(value.dtype), value)
+        total = total * fade[:, None] + tl.dot(
+            shares.to(value.dtype), value, input_precision="ieee"
+        )
         top = higher
     parts = tl.num_programs(1)
     place = (head * SHARING + row) * parts + part
@@ -85,21 +89,34 @@ def _attend_whole(
     parts, tops, weights, out, count,
     VALUE_WIDTH: tl.constexpr, VALUE_COLUMNS: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
-    """The parts of one query head, each weighted by its share of all exponentials."""
-    head = tl.program_id(0)
-    part, column = tl.arange(0, PARTS), tl.arange(0, VALUE_COLUMNS)
-    place = head * count + part
-    top = tl.load(tops + place, part < count, float("-inf"))
-    share = tl.exp2(top - tl.max(top, 0))
-    weight = tl.sum(share * tl.load(weights + place, part < count, 0.0), 0)
-    each = tl.load(
-        parts + place[:, None] * VALUE_WIDTH + column[None, :],
-        (part < count)[:, None] & (column < VALUE_WIDTH)[None, :],
-        0.0,
-    )
-    whole = tl.sum(each * share[:, None], 0) / weight
+    """The parts of one query head, each weighted by its share of all exponentials, PARTS at once.
+
+    A long context has thousands: all at once would not find room in a program's registers.
+    """
+    head, column = tl.program_id(0), tl.arange(0, VALUE_COLUMNS)
+    top = tl.full([1], float("-inf"), tl.float32)
+    weight = tl.zeros([1], tl.float32)
+    total = tl.zeros([VALUE_COLUMNS], tl.float32)
+    for first in range(0, count, PARTS):
+        part = first + tl.arange(0, PARTS)
+        place = head.to(tl.int64) * count + part
+        tops_here = tl.load(tops + place, part < count, float("-inf"))
+        higher = tl.maximum(top, tl.max(tops_here, 0))
+        level = tl.where(higher == float("-inf"), 0.0, higher)
+        share, fade = tl.exp2(tops_here - level), tl.exp2(top - level)
+        weight_here = tl.load(weights + place, part < count, 0.0)
+        weight = weight * fade + tl.sum(share * weight_here, 0)
+        each = tl.load(
+            parts + place[:, None] * VALUE_WIDTH + column[None, :],
+            (part < count)[:, None] & (column < VALUE_WIDTH)[None, :],
+            0.0,
+        )
+        total = total * fade + tl.sum(each * share[:, None], 0)
+        top = higher
     tl.store(
-        out + head * VALUE_WIDTH + column, whole.to(out.dtype.element_ty), column < VALUE_WIDTH
+        out + head * VALUE_WIDTH + column,
+        (total / weight).to(out.dtype.element_ty),
+        column < VALUE_WIDTH,
     )
 
 
@@ -141,7 +158,7 @@ def attend(
     _attend_whole[(batch * heads,)](
         parts, tops[0], tops[1], out, count,
         VALUE_WIDTH=value_width, VALUE_COLUMNS=value_columns,
-        PARTS=triton.next_power_of_2(count), num_warps=4, **FUSED,
+        PARTS=min(_PARTS, triton.next_power_of_2(count)), num_warps=4, **FUSED,
     )  # fmt: skip
     return out
 

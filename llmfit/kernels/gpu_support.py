@@ -28,6 +28,6 @@ def why_no_gpu_kernels() -> str | None:
 
         ones = torch.ones(1, 256, dtype=torch.bfloat16, device="cuda")
         torch.ops.llmfit_gpu.linears_bf16(ones, [ones], [])
-    except (ImportError, RuntimeError, OSError) as exc:
+    except Exception as exc:  # noqa: BLE001 - whatever a compiler says: a row runs without
         return f"{type(exc).__name__}: {first_line(exc)}"
     return None

@@ -18,7 +18,7 @@ from llmfit.planning.speed.hardware import find_gpu
 class FakeNvml:
     """A driver with these GPUs, as NVIDIA's bindings present it."""
 
-    NVML_CLOCK_MEM = 2
+    NVML_CLOCK_SM, NVML_CLOCK_MEM = 1, 2
 
     class NVMLError(Exception):
         """The bindings' error."""
@@ -42,8 +42,11 @@ class FakeNvml:
         return SimpleNamespace(total=gpu["memory"])
 
     def nvmlDeviceGetMaxClockInfo(self, gpu: dict[str, Any], kind: int) -> int:  # noqa: N802
-        assert kind == self.NVML_CLOCK_MEM
-        return self._told(gpu, "megahertz")
+        names = {self.NVML_CLOCK_MEM: "megahertz", self.NVML_CLOCK_SM: "core megahertz"}
+        return self._told(gpu, names[kind])
+
+    def nvmlDeviceGetNumGpuCores(self, gpu: dict[str, Any]) -> int:  # noqa: N802
+        return self._told(gpu, "cores")
 
     def nvmlDeviceGetMemoryBusWidth(self, gpu: dict[str, Any]) -> int:  # noqa: N802
         return self._told(gpu, "bits")
@@ -117,6 +120,35 @@ def test_the_gpu_is_the_first_that_cuda_may_use(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     found = detect_gpu()
     assert (found and found.name) == expected
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({}, "NVIDIA fast"),
+        ({"CUDA_VISIBLE_DEVICES": "0"}, "NVIDIA fast"),
+        ({"CUDA_VISIBLE_DEVICES": "1"}, "NVIDIA slow"),
+        ({"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}, "NVIDIA slow"),
+        ({"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": "1"}, "NVIDIA fast"),
+    ],
+)
+def test_unlike_gpus_are_numbered_as_cuda_does(
+    driver: Any, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], expected: str
+) -> None:
+    """The fastest first, unless it is told to go by the bus, as the driver does.
+
+    Source: CUDA C++ Programming Guide, environment variables.
+    """
+    both = {"memory": 1 << 34, "core megahertz": 2000}
+    driver(
+        {"name": "NVIDIA slow", "uuid": "GPU-1", "cores": 1024, **both},
+        {"name": "NVIDIA fast", "uuid": "GPU-2", "cores": 8192, **both},
+    )
+    monkeypatch.delenv("CUDA_DEVICE_ORDER", raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    found = detect_gpu()
+    assert found is not None and found.name == expected
 
 
 def test_no_driver_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -136,8 +136,14 @@ def nf4(device: str) -> Iterator[tuple[str, float]]:
 
 
 def attend(device: str) -> Iterator[tuple[str, float]]:
-    """Heads that share keys, odd widths, a window, few and all slots."""
-    shapes = ((1, 8, 2, 64, 200, 130, 0), (2, 4, 4, 80, 200, 7, 0), (1, 6, 2, 32, 300, 300, 50))
+    """Heads that share keys, odd widths, a window, few, all and many slots."""
+    shapes = (
+        (1, 8, 2, 64, 200, 130, 0),
+        (2, 4, 4, 80, 200, 7, 0),
+        (1, 6, 2, 32, 300, 300, 50),
+        (1, 2, 1, 16, 4500, 4400, 0),  # more parts than are weighed at once
+        (1, 2, 1, 16, 4500, 4490, 60),
+    )
     for batch, heads, shared, width, capacity, held, window in shapes:
         query = torch.randn(batch, heads, 1, width, device=device).bfloat16()
         keys, values = torch.randn(2, batch, shared, capacity, width, device=device).bfloat16()

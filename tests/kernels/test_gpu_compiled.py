@@ -29,6 +29,14 @@ def test_attention_is_assembled() -> None:
     assert len(made) == 2 and all(kernel.asm["cubin"] for kernel in made)
 
 
+def test_attention_of_float32_is_not_rounded_to_tf32() -> None:
+    """Ten bits of the scores would go, and a float32 model's tokens part from the library's."""
+    query, keys, values = (torch.empty(1, 4, slots, 64) for slots in (1, 256, 256))
+    with compiled_for(90) as made:
+        gpu_attention.attend(query, keys, values, torch.tensor(200), 0.1, 0)
+    assert made and all("tf32" not in kernel.asm["ptx"] for kernel in made)
+
+
 def test_signs_take_less_logic_than_a_table_of_all_codes() -> None:
     """NF4 is bound by what selects bytes: with it 128 bytes take below 10 cycles, not 12."""
     found = {loop.kernel: loop for loop in loops(90)}
