@@ -209,7 +209,8 @@ def add_artifacts(parser: argparse.ArgumentParser) -> None:
         default=[],
         type=_args.checkpoint,
         metavar="ID=PATH_OR_ID",
-        help="a ready gptq, awq or gguf checkpoint instead of quantising here; may be repeated",
+        help="a ready gptq, awq, gguf or stored checkpoint instead of quantising here; may be "
+        "repeated",
     )
     group.add_argument(
         "--calibration",

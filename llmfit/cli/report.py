@@ -63,7 +63,10 @@ def add_parser(verbs: _args.Subparsers[_args.Parser]) -> None:
         "history, or what the config says)",
     )
     parser.add_argument(
-        "--machine", metavar="NAME", help="only runs of this machine (default: all)"
+        "--machine",
+        metavar="NAME",
+        help="only runs of this machine (default: all); with --config, what the new figures are "
+        "filed under (default: the config's, or the host's name)",
     )
     parser.add_argument(
         "--last",

@@ -125,7 +125,7 @@ def _detokenised(pages: Sequence[str]) -> list[str]:
 def read_hellaswag(path: Path) -> list[dict[str, Any]]:
     """The questions of a HellaSwag JSON-lines file. Raises EvaluationError naming the line."""
     docs = []
-    for number, line in enumerate(_read(path).splitlines(), start=1):
+    for number, line in enumerate(_read(path).split("\n"), start=1):
         if line.strip():
             where = f"{path}, line {number}"
             try:

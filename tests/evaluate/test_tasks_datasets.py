@@ -289,3 +289,12 @@ def test_a_snapshot_in_another_form_is_not_hidden(no_caches: Path) -> None:
     (snapshot / "validation.parquet").write_bytes(b"PAR1 and then nothing")
     with pytest.raises(TaskUnavailable, match=r"Rowan/hellaswag could not be loaded \(Arrow"):
         load_questions(None)
+
+
+def test_lines_end_where_json_lines_do(tmp_path: Path) -> None:
+    """Unicode's other ends of lines may stand within a text, as they do in JSON."""
+    question = QUESTIONS[0] | {"ctx_b": "One\u2028two\u2029three\u0085four."}
+    path = tmp_path / "questions.jsonl"
+    path.write_text(json.dumps(question, ensure_ascii=False) + "\r\n", "utf-8", newline="")
+    (read,) = read_hellaswag(path)
+    assert read["ctx_b"] == question["ctx_b"]
