@@ -47,8 +47,9 @@ def cap_gpu_memory(budget_bytes: int, gpus: int = 1) -> None:
 
 def lift_gpu_cap(gpus: int = 1) -> None:
     """Undo ``cap_gpu_memory``, which outlives the model that it was for."""
-    import torch
-
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():  # then there is no cap, and no context yet
+        return
     for gpu in range(gpus) if gpus > 1 else (torch.cuda.current_device(),):
         torch.cuda.set_per_process_memory_fraction(1.0, gpu)
 
