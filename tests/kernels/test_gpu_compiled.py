@@ -20,13 +20,15 @@ def test_products_are_assembled_and_spill_nothing(capability: int) -> None:
         assert "LDL" not in kernel.asm["sass"] and "STL" not in kernel.asm["sass"], name
 
 
-def test_attention_is_assembled() -> None:
-    """Both of its kernels, with heads that share keys and a window."""
+@pytest.mark.parametrize("capacity", [768, 131_072])
+def test_attention_is_assembled_and_spills_nothing(capacity: int) -> None:
+    """Both of its kernels, with heads that share keys and a window, short and long."""
     query, keys, values = (torch.empty(1, heads, slots, 128, dtype=torch.bfloat16)
-                           for heads, slots in ((32, 1), (8, 768), (8, 768)))  # fmt: skip
+                           for heads, slots in ((32, 1), (8, capacity), (8, capacity)))  # fmt: skip
     with compiled_for(90) as made:
         gpu_attention.attend(query, keys, values, torch.tensor(512), 0.1, 256)
     assert len(made) == 2 and all(kernel.asm["cubin"] for kernel in made)
+    assert not any(word in kernel.asm["sass"] for kernel in made for word in ("LDL", "STL"))
 
 
 def test_attention_of_float32_is_not_rounded_to_tf32() -> None:
