@@ -13,6 +13,7 @@ with 128 k tokens in the vocabulary, logits of every position would cost more me
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 from collections.abc import Iterator, Sequence
@@ -24,6 +25,7 @@ from torch import nn
 
 from llmfit.decode.base import LogitsVisitor, Window, WindowScore, common_prefix
 from llmfit.decode.placement import execution_device
+from llmfit.errors import EvaluationError
 
 _HEAD_ROWS = 256
 """Positions given to the output head at once, the most that a ``LogitsVisitor`` may see."""
@@ -68,10 +70,11 @@ def score_windows(
     at_once = (
         batch_tokens if execution_device(model).type != "cpu" else min(batch_tokens, _CPU_TOKENS)
     )
-    rows = _pack(windows, batch_tokens, _longest_shareable(model), _hidden_size(model))
+    longest = _longest_shareable(model)
+    rows = _pack(windows, batch_tokens, longest, _hidden_size(model))
     waiting: list[Window] = []
     states: list[torch.Tensor] = []
-    for batch in _batches(rows, at_once):
+    for batch in _batches(rows, at_once, longest):
         states.append(_run(model, batch, pad_id))
         waiting += [window for row in batch for window in row.windows]
         if sum(map(len, states)) >= _HEAD_ROWS:  # fewer would leave the head waiting for memory
@@ -90,13 +93,15 @@ def _longest_shareable(model: nn.Module) -> float:
     """Tokens of the longest window that may share a row; 0 where one mask cannot part endings.
 
     State-space layers have no mask, ALiBi no positions to set, and a sliding or chunked layer
-    would look further back in a row than in a window longer than its reach.
+    would look further back in a row than in a window longer than its reach. GPT-Neo's local layers
+    count places in the row.
     """
     base: Any = model.base_model
     config: Any = model.config.get_text_config()  # type: ignore[union-attr,operator]
     takes_positions = "position_ids" in inspect.signature(base.forward).parameters
     stateful = getattr(model, "_is_stateful", False)
-    if stateful or not takes_positions or getattr(config, "alibi", False):
+    local = "local" in (getattr(config, "attention_layers", None) or ())
+    if stateful or local or not takes_positions or getattr(config, "alibi", False):
         return 0
     reach = [getattr(config, "attention_chunk_size", None)]
     if getattr(config, "use_sliding_window", True):
@@ -164,20 +169,31 @@ def _row(windows: Sequence[Window], shared: int) -> _Row:
     )
 
 
-def _batches(rows: Iterator[_Row], most_tokens: int) -> Iterator[list[_Row]]:
-    """Neighbouring rows, while they fit ``most_tokens`` and little of it is padding."""
+def _batches(rows: Iterator[_Row], most_tokens: int, shareable: float) -> Iterator[list[_Row]]:
+    """Neighbouring rows, while they fit ``most_tokens`` and little of it is padding.
+
+    The mask of a shared row is the batch's, and lets all before be seen: a window longer than
+    ``shareable``, of which some layers see a part alone, is in no such batch.
+    """
     batch: list[_Row] = []
     longest = filled = 0
     for row in rows:
         longest = max(longest, len(row.ids))
         filled += len(row.ids)
         size = longest * (len(batch) + 1)
-        if batch and (size > most_tokens or size - filled > _PADDING_SHARE * size):
+        together = (*batch, row)
+        masked = any(len(each.windows) > 1 for each in together)
+        parted = masked and any(_is_long(each, shareable) for each in together)
+        if batch and (parted or size > most_tokens or size - filled > _PADDING_SHARE * size):
             yield batch
             batch, longest, filled = [], len(row.ids), len(row.ids)
         batch.append(row)
     if batch:
         yield batch
+
+
+def _is_long(row: _Row, shareable: float) -> bool:
+    return len(row.windows) == 1 and len(row.ids) > shareable
 
 
 def _run(model: nn.Module, batch: list[_Row], pad_id: int) -> torch.Tensor:
@@ -232,6 +248,7 @@ def score_hidden(
     targets = torch.tensor(wanted, device=hidden.device)
     logprobs: list[float] = []
     highest: list[bool] = []
+    _require_own_head(model, hidden[:1])
     for states, tokens in zip(hidden.split(_HEAD_ROWS), targets.split(_HEAD_ROWS), strict=True):
         logits = _head(model, states)  # [n, V]
         if visit is not None:
@@ -249,27 +266,59 @@ def score_hidden(
         start = end
 
 
+def _require_own_head(model: nn.Module, some: torch.Tensor) -> None:
+    """Raise EvaluationError for a model whose head cannot be run apart: its scores would be wrong.
+
+    It has to tell states ``some`` [1, H] from their opposite. Looked at once a model.
+    """
+    if getattr(model, "llmfit_head_is_apart", False):
+        return
+    if torch.equal(_head(model, some), _head(model, -some)):
+        raise EvaluationError(
+            f"{type(model).__name__} computes its logits in a way that cannot be scored here.",
+            hint="--no-eval",
+        )
+    model.llmfit_head_is_apart = True  # type: ignore[assignment]
+
+
 def _head(model: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
     """Logits [n, V] of ``hidden`` [n, H] by the model's own code, soft caps and scales included.
 
     The model's ``forward`` runs with its body, which has been run already, handing out ``hidden``.
     """
-    # The one with ``router_logits``, which mixture-of-experts models read; others do not.
-    from transformers.modeling_outputs import MoeModelOutputWithPast
 
-    body: Any = model.base_model
-    own = body.__dict__.get("forward")  # only where someone has wrapped the class's method
+    def ready(*_: Any, **__: Any) -> Any:
+        return _handed_out()(last_hidden_state=hidden[None])
 
-    def ready(*_: Any, **__: Any) -> MoeModelOutputWithPast:
-        return MoeModelOutputWithPast(last_hidden_state=hidden[None])
-
-    body.forward = ready
+    base: Any = model.base_model
+    bodies: list[Any] = [base, getattr(base, "decoder", None)]  # OPT's forward calls the latter
+    # Only where someone has wrapped the class's method.
+    own = [(body, body.__dict__.get("forward")) for body in bodies if body is not None]
+    for body, _ in own:
+        body.forward = ready
     try:
         ids = torch.zeros(1, len(hidden), dtype=torch.long, device=hidden.device)
         logits: torch.Tensor = model(input_ids=ids, use_cache=False).logits[0]
     finally:
-        if own is None:
-            del body.forward
-        else:
-            body.forward = own
+        for body, forward in own:
+            if forward is None:
+                del body.forward
+            else:
+                body.forward = forward
     return logits
+
+
+@functools.cache
+def _handed_out() -> type[Any]:
+    """What stands for a body's output: ``last_hidden_state``, and None for all else that is read.
+
+    Router logits, say, or the cross attentions of a decoder that has none.
+    """
+    from transformers.modeling_outputs import BaseModelOutput
+
+    class HandedOut(BaseModelOutput):
+        def __getattr__(self, name: str) -> None:
+            if name.startswith("__"):
+                raise AttributeError(name)
+
+    return HandedOut

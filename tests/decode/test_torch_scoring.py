@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import random
+from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Gemma2Config
+from transformers import AutoConfig, AutoModelForCausalLM, Gemma2Config, MistralConfig
 
 from llmfit.decode.base import Window, WindowScore
 from llmfit.decode.torch_scoring import score_windows
+from llmfit.errors import EvaluationError
 from llmfit.models import data_path
 
 
@@ -94,6 +97,81 @@ def test_caps_and_sliding_windows_are_the_models_own(
         windows, score_windows(gemma, windows, batch_tokens=4096), strict=True
     ):
         assert score.logprobs == pytest.approx(plain(gemma, window).logprobs, abs=1e-4)
+
+
+SMALL = {"vocab_size": 2048, "initializer_range": 0.3}
+OTHERS: dict[str, dict[str, Any]] = {
+    "opt": {
+        "hidden_size": 64, "word_embed_proj_dim": 32, "ffn_dim": 96, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "max_position_embeddings": 128, "init_std": 0.3,
+    },
+    "gpt2": {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 128},
+    "gpt_neo": {
+        "hidden_size": 64, "num_layers": 2, "num_heads": 4, "max_position_embeddings": 128,
+        "attention_types": [[["global", "local"], 1]], "window_size": 8,
+    },
+    "bloom": {"hidden_size": 64, "n_layer": 2, "n_head": 4},
+    "biogpt": {
+        "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "intermediate_size": 96, "max_position_embeddings": 128,
+    },
+    "gemma4_text": {
+        "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 16,
+        "num_key_value_heads": 2, "intermediate_size": 96, "sliding_window": 16,
+        "max_position_embeddings": 128,
+    },
+}  # fmt: skip
+"""Families whose head is called in ways of their own, or reads more of the body's output."""
+
+
+@pytest.mark.parametrize("family", OTHERS)
+def test_other_families_score_as_in_a_plain_pass(family: str, windows: list[Window]) -> None:
+    """Heads behind a decoder of the body's, with a projection, local layers, cross attention."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(family, **(SMALL | OTHERS[family]))
+    other = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    for window, score in zip(
+        windows, score_windows(other, windows, batch_tokens=4096), strict=True
+    ):
+        assert score.logprobs == pytest.approx(plain(other, window).logprobs, abs=2e-4)
+
+
+def test_a_head_that_does_not_read_the_states_is_refused(
+    model: torch.nn.Module, windows: list[Window]
+) -> None:
+    """Its scores would be the same for every text; here the body is run by another name."""
+
+    class Elsewhere(torch.nn.Module):
+        config, dtype = model.config, model.dtype
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.whole = model
+            self.base_model = copy.deepcopy(model.base_model)
+
+        def forward(self, **inputs: Any) -> Any:
+            return self.whole(**inputs)
+
+    with pytest.raises(EvaluationError, match="Elsewhere computes its logits in a way"):
+        list(score_windows(Elsewhere(), windows, batch_tokens=4096))
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_a_long_window_keeps_its_sliding_mask_beside_shared_ones(first: bool) -> None:
+    """A row of endings has a mask of its own, which would let the long window see everything."""
+    torch.manual_seed(0)
+    config = MistralConfig(
+        hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, sliding_window=32, max_position_embeddings=512, **SMALL,
+    )  # fmt: skip
+    mistral = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    rng = random.Random(3)
+    context, long = ([rng.randrange(2048) for _ in range(count)] for count in (12, 77))
+    endings = [[rng.randrange(2048) for _ in range(16)] for _ in range(4)]
+    made = [Window(tuple(context + ending), 12) for ending in endings]
+    made.insert(0 if first else 4, Window(tuple(long), 1))
+    for window, score in zip(made, score_windows(mistral, made, batch_tokens=4096), strict=True):
+        assert score.logprobs == pytest.approx(plain(mistral, window).logprobs, abs=1e-4)
 
 
 def test_windows_that_begin_alike_share_only_what_is_alike(model: torch.nn.Module) -> None:
