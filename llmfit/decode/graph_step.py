@@ -41,6 +41,8 @@ Step = Callable[[], torch.Tensor]
 """Feeds the ids that are in their tensor [B, 1] and returns logits [B, V]."""
 
 _FULL = "full_attention"
+_UNTOLD = -1
+"""In the place of a sliding window that a layer says nothing of."""
 ATTENTION = "llmfit_decode"
 """The name by which transformers finds the attention of a step."""
 
@@ -144,8 +146,38 @@ def attends_itself(model: nn.Module) -> bool:
     ):
         return False
     if execution_device(model).type == "cuda":
-        return why_no_gpu_kernels() is None
-    return model.dtype == torch.bfloat16 and why_no_kernels() is None
+        missing = why_no_gpu_kernels()
+    else:
+        missing = "only bfloat16" if model.dtype != torch.bfloat16 else why_no_kernels()
+    if missing is not None:
+        return False
+    if not hasattr(model, "llmfit_tells_attention"):
+        model.llmfit_tells_attention = _tells_attention(model)  # type: ignore[assignment]
+    return bool(model.llmfit_tells_attention)
+
+
+class _MaskAlone(Exception):
+    """A layer slides by its mask, which llmfit's attention does not look at."""
+
+
+@torch.inference_mode()
+def _tells_attention(model: nn.Module) -> bool:
+    """True where layers hand on what llmfit's attention has to know; tried by one token."""
+    config: Any = model.config.get_text_config()  # type: ignore[union-attr,operator]
+    device = execution_device(model)
+    ids = torch.zeros((1, 1), dtype=torch.int64, device=device)
+    held = torch.ones((), dtype=torch.int64, device=device)
+    cache = StaticKVCache(int(config.num_hidden_layers), 1, device)
+    try:
+        with with_own_attention(model):
+            model(input_ids=ids, past_key_values=cache, use_cache=True, held_tokens=held)
+    except _MaskAlone:
+        return False
+    except TypeError as exc:
+        if "held_tokens" not in str(exc):
+            raise
+        return False
+    return True
 
 
 class CompiledStep:
@@ -304,13 +336,17 @@ def _attend(
     *,
     held_tokens: torch.Tensor,
     scaling: float | None = None,
-    sliding_window: int | None = None,
+    sliding_window: int | None = _UNTOLD,
     position_bias: torch.Tensor | None = None,
     **others: object,
 ) -> tuple[torch.Tensor, None]:
     """transformers' attention function of a step: query [B, H, 1, D] → [B, 1, H, D]."""
     if position_bias is not None:
         raise NotImplementedError("a compiled step knows no bias by position")
+    if sliding_window == _UNTOLD:
+        if getattr(getattr(module, "config", None), "sliding_window", None):
+            raise _MaskAlone
+        sliding_window = None
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     attend = (torch.ops.llmfit if query.device.type == "cpu" else torch.ops.llmfit_gpu).attend
     return attend(query, key, value, held_tokens, scale, sliding_window or 0), None

@@ -65,6 +65,12 @@ def check_cacheable(model: nn.Module) -> int:
     return int(config.num_hidden_layers)
 
 
+def _has_local_layers(model: nn.Module) -> bool:
+    """True for GPT-Neo's local attention, which goes by places in keys and not by a mask."""
+    config: Any = model.config.get_text_config()  # type: ignore[union-attr,operator]
+    return "local" in (getattr(config, "attention_layers", None) or ())
+
+
 class TorchDecoder(Decoder):
     """Greedy or sampled continuation of a batch over one cache.
 
@@ -77,7 +83,8 @@ class TorchDecoder(Decoder):
 
     With ``prefill_chunk`` a prompt runs that many tokens at a time, which hold their activations
     only as long. The logits are those of one pass; over a quantised cache a chunk reads those
-    before it quantised, as transformers' own chunked prefill does.
+    before it quantised, as transformers' own chunked prefill does. Long prompts of LongRoPE models
+    run whole.
     """
 
     def __init__(
@@ -106,6 +113,12 @@ class TorchDecoder(Decoder):
         self._pad_id = pad_id
         self._linears = linears if linears is not None and batch == 1 else StepLinears()
         layers = check_cacheable(model)
+        if compiled and _has_local_layers(model):
+            raise ModelLoadError(
+                f"{type(model).__name__} has local layers that count places in the cache, which a "
+                "compiled step fills up to its capacity.",
+                hint="--backends sdpa, the same without it",
+            )
         self._cache: Cache | None = (
             StaticKVCache(layers, capacity, self._device)
             if kv_cache_dtype is None
@@ -122,11 +135,13 @@ class TorchDecoder(Decoder):
         self._slots = torch.ones((batch, capacity), dtype=torch.bool, device=self._device)
         self._padding = torch.zeros((batch, 1), dtype=torch.int64, device=self._device)
         self._ragged = False
+        self._whole = False
         # A GPU replays a graph of the step whatever runs it; a cache that grows has no such graph,
-        # nor have several devices.
+        # nor have several devices, nor layers that look so many places back in what they are given.
         self._fixed = (
             kv_cache_dtype is None
             and not is_spread(model)
+            and not _has_local_layers(model)
             and (compiled or self._device.type == "cuda")
         )
         self._graphs: dict[bool, CompiledStep | CapturedStep] = {}
@@ -144,7 +159,7 @@ class TorchDecoder(Decoder):
             self._generator = torch.Generator(self._device).manual_seed(sampling.seed)
         ids, mask, positions = self._pad(prompts)
         longest = ids.shape[1]
-        chunk = self.prefill_chunk or longest
+        chunk = self._chunk_of(longest)
         for start in range(0, longest, chunk):
             end = min(start + chunk, longest)
             logits = self._model(
@@ -156,11 +171,34 @@ class TorchDecoder(Decoder):
                 logits_to_keep=1,
             ).logits
         self._filled = longest
+        if int(cache.get_seq_length()) != longest:
+            raise ModelLoadError(
+                f"{type(self._model).__name__} keeps no keys and values in transformers' cache: "
+                "what it says next would not know the prompt.",
+                hint="another model; this architecture cannot be decoded token by token",
+            )
         self._choose(logits[:, -1])
         if self._fixed and isinstance(cache, StaticKVCache):
             cache.fix()  # a graph keeps the kernels that it was made with
         else:
             self._linears.install()
+
+    def _chunk_of(self, longest: int) -> int:
+        """Prompt tokens that are run at once.
+
+        All of a prompt beyond the length up to which LongRoPE has other frequencies: those of its
+        first chunks would be others than its last one's. Source: transformers,
+        modeling_rope_utils.py.
+        """
+        config: Any = self._model.config.get_text_config()  # type: ignore[union-attr,operator]
+        rope = getattr(config, "rope_parameters", None) or {}
+        short = rope.get("original_max_position_embeddings") or longest
+        self._whole = (
+            self.prefill_chunk is not None
+            and rope.get("rope_type") == "longrope"
+            and longest > short
+        )
+        return longest if self._whole or self.prefill_chunk is None else self.prefill_chunk
 
     @torch.inference_mode()
     def step(self) -> None:
@@ -232,7 +270,9 @@ class TorchDecoder(Decoder):
             else f"decode steps are not compiled: {step.why_not}"
             for step in self._where_it_can
         )
+        whole = ("long prompts ran whole: LongRoPE has other frequencies for them",)
         return (
+            *(whole if self._whole else ()),
             *(f"decode steps are not one CUDA graph: {reason}" for reason in reasons),
             *compiled,
         )

@@ -8,7 +8,13 @@ from typing import Any
 import pytest
 import torch
 from decoding import PROMPTS, continue_with
-from transformers import MistralConfig, MistralForCausalLM, QuantizedCache
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    QuantizedCache,
+)
 
 from llmfit.backends.registry import get_backend
 from llmfit.decode.torch_decoder import TorchDecoder
@@ -60,6 +66,29 @@ def test_a_sliding_window_reaches_over_chunks(prompts: list[list[int]]) -> None:
     for chunk in (3, 8, 11):
         found, _ = logits_of(windowed, prompts, prefill_chunk=chunk)
         torch.testing.assert_close(found, whole, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("length", [20, 60])
+def test_a_long_prompt_of_longrope_runs_whole(length: int) -> None:
+    """Its first chunks would have the frequencies of a short one; and that is told."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        "phi3", hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, vocab_size=512, max_position_embeddings=256, pad_token_id=0,
+        original_max_position_embeddings=32, initializer_range=0.2,
+        rope_parameters={
+            "rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0] * 8,
+            "long_factor": [4.0] * 8, "original_max_position_embeddings": 32,
+        },
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    prompt = [int(i) for i in torch.randint(3, 500, (length,))]
+    decoder = TorchDecoder(model, batch=1, capacity=128, prefill_chunk=16)
+    (found,) = continue_with(decoder, [prompt], 1)
+    with torch.inference_mode():
+        expected = int(model(torch.tensor([prompt])).logits[0, -1].argmax())
+    assert found == [expected]
+    assert any("ran whole" in note for note in decoder.notes) is (length > 32)
 
 
 @pytest.mark.slow

@@ -8,6 +8,8 @@ import pytest
 import torch
 from decoding import PROMPTS, continue_with
 from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
     AutoTokenizer,
     Gemma2Config,
     Gemma2ForCausalLM,
@@ -23,9 +25,11 @@ from transformers.generation.logits_process import (
 
 from llmfit.backends.registry import get_backend
 from llmfit.decode.base import Sampling
+from llmfit.decode.graph_step import attends_itself
 from llmfit.decode.sampling import filtered_logits
 from llmfit.decode.torch_decoder import TorchDecoder, check_cacheable
 from llmfit.errors import ModelLoadError, UsageError
+from llmfit.kernels.build import why_no_kernels
 from llmfit.models import data_path, resolve
 from llmfit.records import ModelSpec, Plan
 
@@ -190,6 +194,59 @@ def test_model_with_recurrent_state_is_refused() -> None:
     mamba = MambaForCausalLM(MambaConfig(hidden_size=32, num_hidden_layers=1, vocab_size=64))
     with pytest.raises(ModelLoadError, match="MambaForCausalLM"):
         check_cacheable(mamba)
+
+
+def test_a_model_that_ignores_the_cache_is_refused() -> None:
+    """GPT-1's layers keep nothing: each next token would know the last one alone."""
+    config = AutoConfig.for_model("openai-gpt", n_embd=32, n_layer=1, n_head=2, vocab_size=512)
+    decoder = TorchDecoder(AutoModelForCausalLM.from_config(config).eval(), batch=1, capacity=64)
+    with pytest.raises(ModelLoadError, match="OpenAIGPTLMHeadModel keeps no keys and values"):
+        decoder.prefill(PROMPTS[:1])
+
+
+FAMILIES: dict[str, tuple[dict[str, object], bool]] = {
+    "llama": ({}, True),
+    "mistral": ({"sliding_window": 8}, True),
+    "nemotron": ({}, False),
+    "phimoe": ({"num_local_experts": 2, "sliding_window": 8}, False),
+    "gpt_neo": (
+        {
+            "hidden_size": 64, "num_layers": 2, "num_heads": 4, "window_size": 8,
+            "attention_types": [[["global", "local"], 1]],
+        },
+        False,
+    ),
+}  # fmt: skip
+"""Model types, what is particular of them, and whether a step attends by llmfit's kernel."""
+
+
+@pytest.mark.skipif(why_no_kernels() is not None, reason="no C++ compiler")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_own_attention_is_for_layers_that_tell_what_it_needs(family: str) -> None:
+    """Others keep SDPA: layers that hand nothing on, or slide by a mask alone."""
+    own, expected = FAMILIES[family]
+    torch.manual_seed(0)
+    sizes: dict[str, object] = {"hidden_size": 64, "intermediate_size": 96}
+    heads = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    config = AutoConfig.for_model(
+        family, **(sizes | ({} if family == "gpt_neo" else heads) | own),
+        vocab_size=512, initializer_range=0.2, max_position_embeddings=128,
+    )  # fmt: skip
+    made = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
+    made.set_attn_implementation("sdpa")
+    assert attends_itself(made) is expected
+    decoder = TorchDecoder(made, batch=1, capacity=64, own_attention=True)
+    assert continue_with(decoder, PROMPTS[:1], 8) == generate(made, PROMPTS[:1], 8)
+
+
+def test_local_layers_are_not_compiled() -> None:
+    """They look so many places back in the keys, of which a fixed cache gives all."""
+    config = AutoConfig.for_model(
+        "gpt_neo", hidden_size=32, num_layers=2, num_heads=2, vocab_size=512,
+        attention_types=[[["global", "local"], 1]],
+    )  # fmt: skip
+    with pytest.raises(ModelLoadError, match="GPTNeoForCausalLM has local layers"):
+        TorchDecoder(AutoModelForCausalLM.from_config(config), batch=1, capacity=64, compiled=True)
 
 
 def test_layers_are_counted() -> None:
