@@ -30,7 +30,7 @@ from llmfit.folder_lock import FolderLock
 from llmfit.private_code import is_own, private_folder
 
 COMPILERS = ("g++", "clang++", "c++")
-"""Tried in this order where ``CXX`` names none."""
+"""Tried in this order where ``CXX`` names no program."""
 SOURCE = Path(__file__).with_name("cpu.cpp")
 FLAGS = (
     "-O3",
@@ -55,9 +55,13 @@ def install_hint() -> str:
 
 
 def find_compiler() -> str | None:
-    """The C++ compiler: ``CXX`` where it is set, else the first of ``COMPILERS`` there is."""
+    """The C++ compiler: ``CXX`` where it names a program, else the first of ``COMPILERS`` there is.
+
+    With words beside it, as ``ccache g++``, it names none.
+    """
     named = os.environ.get("CXX")
-    return next(filter(None, map(shutil.which, [named] if named else COMPILERS)), None)
+    tried = (*([named] if named else ()), *COMPILERS)
+    return next(filter(None, map(shutil.which, tried)), None)
 
 
 @functools.cache

@@ -340,10 +340,16 @@ Tensor linear_int8(const Tensor& x, const Tensor& weight, const Tensor& absmax,
   std::vector<uint8_t> shifted(inputs);
   std::vector<int64_t> outliers;
   float largest = 0.0f;
+  bool numbers = true;
   for (int64_t k = 0; k < inputs; ++k) {
     const float size = std::fabs(to_half_and_back(to_float(in[k])));
+    numbers &= size == size;
     if (threshold > 0.0 && size >= threshold) outliers.push_back(k);
     else largest = std::max(largest, size);
+  }
+  if (!numbers) {  // no int8 stands for a NaN, and a model that gives one is broken
+    std::fill_n(out, rows, to_bf16(std::numeric_limits<float>::quiet_NaN()));
+    return result;
   }
   const float factor = largest > 0.0f ? 1.0f / largest * 127.0f : 0.0f;  // as torch has 127 / x
   for (int64_t k = 0; k < inputs; ++k)
@@ -400,18 +406,20 @@ std::tuple<Tensor, Tensor, Tensor> quantize_int8(const Tensor& x, double thresho
       int64_t k = 0;
 #if LLMFIT_AVX512
       __m512 most = _mm512_setzero_ps();
+      __mmask16 none = 0;  // where no number is
       const __m512 bound = _mm512_set1_ps(limit);
       for (; k + 16 <= inputs; k += 16) {
         const __m512 exact = _mm512_castsi512_ps(_mm512_slli_epi32(
             _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)(in + row * inputs + k))), 16));
         __m512 value = _mm512_cvtph_ps(_mm512_cvtps_ph(exact, _MM_FROUND_TO_NEAREST_INT));
+        none |= _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q);
         const __mmask16 beyond = _mm512_cmp_ps_mask(_mm512_abs_ps(value), bound, _CMP_GE_OQ);
         for (uint32_t left = beyond; left != 0; left &= left - 1) marked[k + __builtin_ctz(left)] = 1;
         value = _mm512_maskz_mov_ps(static_cast<__mmask16>(~beyond), value);
         most = _mm512_max_ps(most, _mm512_abs_ps(value));
         _mm512_storeu_ps(values.data() + k, value);
       }
-      largest = _mm512_reduce_max_ps(most);
+      largest = none != 0 ? std::numeric_limits<float>::quiet_NaN() : _mm512_reduce_max_ps(most);
 #endif
       for (; k < inputs; ++k) {
         values[k] = to_half_and_back(to_float(in[row * inputs + k]));
@@ -419,8 +427,8 @@ std::tuple<Tensor, Tensor, Tensor> quantize_int8(const Tensor& x, double thresho
           marked[k] = 1;
           values[k] = 0.0f;
         }
-        largest = std::max(largest, std::fabs(values[k]));
-      }
+        if (!(std::fabs(values[k]) <= largest || largest != largest)) largest = std::fabs(values[k]);
+      }  // a NaN stays, and makes the products NaN by the row's size
       sizes[row] = largest;
       const float factor = largest > 0.0f ? 1.0f / largest * 127.0f : 0.0f;  // as torch has 127 / x
       int8_t* line = out + row * inputs;
@@ -873,7 +881,7 @@ inline __m512 sums_of_16(const __m512 v[16]) {
 
 // exp of what is not above 0, within 2 units in the last place. Source: Cephes, expf.
 inline __m512 exp_below_0(__m512 x) {
-  x = _mm512_max_ps(x, _mm512_set1_ps(-88.0f));
+  x = _mm512_max_ps(_mm512_set1_ps(-88.0f), x);  // in this order a NaN stays one
   const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 0);
   x = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
   x = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), x);

@@ -201,6 +201,23 @@ def test_attention_equals_sdpa(
     assert_rounded(found, exact.transpose(1, 2))
 
 
+@pytest.mark.parametrize("inputs", [64, 80])
+@pytest.mark.parametrize("place", [0, 33, -1])
+def test_a_nan_is_not_rounded_to_a_number(inputs: int, place: int) -> None:
+    """A broken model would be scored as a sound one: int8 codes and maxima lose a NaN."""
+    x = row(inputs)
+    x[..., place] = torch.nan
+    codes, sizes = matrix(8, inputs).mul(30).to(torch.int8), torch.ones(8)
+    assert torch.ops.llmfit.linear_int8(x, codes, sizes, None, 6.0).isnan().all()
+    rows = torch.cat([row(inputs).view(1, -1), x.view(1, -1)])
+    _, largest, _ = torch.ops.llmfit.quantize_int8(rows, 6.0)
+    assert largest.isnan().tolist() == [False, True]
+    keys, values = torch.randn(2, 1, 1, 40, inputs).bfloat16()
+    keys[0, 0, 3, place] = torch.nan
+    query = torch.randn(1, 1, 1, inputs).bfloat16()
+    assert torch.ops.llmfit.attend(query, keys, values, torch.tensor(40), 0.2, 0).isnan().all()
+
+
 def test_what_would_be_read_beyond_its_end_is_refused() -> None:
     """Wrong types, sizes and strides are errors of Python's, and no crash."""
     weight, x = matrix(64, 64), row(64)
@@ -250,6 +267,13 @@ def test_the_loops_for_any_cpu_give_the_same(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout[-2000:]
     assert len(list(cache.glob("*.so"))) == 1
+
+
+def test_a_cxx_of_several_words_is_no_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``ccache g++`` is no program's name: the compiler on the PATH is taken."""
+    without = find_compiler()
+    monkeypatch.setenv("CXX", "ccache g++")
+    assert find_compiler() == without
 
 
 def test_without_a_compiler_the_reason_is_said(
