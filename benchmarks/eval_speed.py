@@ -141,7 +141,12 @@ def our_scorer(model: Any, tokenizer: Any, batch_tokens: int) -> Scorer:
     info = LoadInfo(
         kernel=Kernel(linear=linear_kernel(model), attention="sdpa"), dtype=str(model.dtype)
     )
-    loaded = HfModel(model, tokenizer=HfTokenizer(tokenizer), info=info)
+    loaded = HfModel(
+        model,
+        tokenizer=HfTokenizer(tokenizer),
+        info=info,
+        context_length=model.config.max_position_embeddings,
+    )
     adapter = ModelAdapter(loaded, window=2048, batch_tokens=batch_tokens)
     return lambda requests: adapter.loglikelihood(requests, disable_tqdm=True)
 

@@ -250,7 +250,7 @@ class Deployer:
         decoder.prefill([ids], sampling)
         produced = decoder.tokens()
         marks.mark()
-        while len(produced) < max_new_tokens and produced[-1] != tokenizer.eos_id:
+        while len(produced) < max_new_tokens and produced[-1] not in tokenizer.end_ids:
             decoder.step()
             produced += decoder.tokens()
         marks.mark()
@@ -262,7 +262,7 @@ class Deployer:
             new_tokens=len(produced),
             ttft_s=first_s,
             tokens_per_s=(len(produced) - 1) / rest_s if len(produced) > 1 else None,
-            finish="eos" if produced[-1] == tokenizer.eos_id else "length",
+            finish="eos" if produced[-1] in tokenizer.end_ids else "length",
         )
 
     def benchmark(

@@ -13,6 +13,7 @@ from llmfit.backends._hf import (
     load_causal_lm,
     plan_config,
     quieten_bitsandbytes,
+    require_quantized,
     run_one_token,
     share_note,
 )
@@ -51,6 +52,7 @@ def load_bnb(plan: Plan, quantization: Any | None, dtype: str, notes: tuple[str,
         model = load_causal_lm(plan.model.path, plan, attention=attention, **options)
     notes += require_on_gpus(model, plan) + attention_notes + keep_odd_layers_unpacked(model)
     share, stored_bytes = quantized_share(model), weights_bytes(model)
+    require_quantized(share, plan)
     # A CPU's kernels repack the weights then.
     run_one_token(model, hint=f"--backends without {plan.backend}")
     notes += fuse_int8_rows(model) + unpack_for_many_rows(model)
@@ -65,6 +67,7 @@ def load_bnb(plan: Plan, quantization: Any | None, dtype: str, notes: tuple[str,
         model,
         tokenizer=tokenizer_of(plan),
         info=info,
+        context_length=plan.model.max_position_embeddings,
         may_compile=True,
         kv_cache_dtype=plan.kv_cache_dtype,
     )

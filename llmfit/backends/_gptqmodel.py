@@ -151,6 +151,7 @@ class GptqModelBackend(TorchBackend):
             model,
             tokenizer=tokenizer_of(plan),
             info=info,
+            context_length=plan.model.max_position_embeddings,
             may_compile=True,
             kv_cache_dtype=plan.kv_cache_dtype,
         )

@@ -79,6 +79,7 @@ class HfModel(LoadedModel):
         *,
         tokenizer: Tokenizer,
         info: LoadInfo,
+        context_length: int,
         compiled: bool = False,
         may_compile: bool = False,
         kv_cache_dtype: KvCacheDtype | None = None,
@@ -119,7 +120,7 @@ class HfModel(LoadedModel):
             notes=(*info.notes, *self._linears.notes, *_unused(model)),
         )
         self.vocab_size = int(config.vocab_size)
-        self.context_length = int(config.max_position_embeddings)
+        self.context_length = context_length
         self._compiled = compiled
         self._kv_cache_dtype = kv_cache_dtype
 
@@ -322,6 +323,16 @@ def quieten_bitsandbytes() -> None:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
+def require_quantized(share: float, plan: Plan) -> None:
+    """Raise ModelLoadError for a model of which nothing was quantised: no row of the format."""
+    if share == 0:
+        raise ModelLoadError(
+            f"nothing of {plan.model.name} is quantised by {plan.backend}, which replaces only "
+            "layers of PyTorch's Linear class.",
+            hint=f"--backends without {plan.backend}",
+        )
+
+
 def share_note(share: float) -> str:
     """How much of the model a quantised row really quantises, for its notes."""
     return f"{format_percent(share)} of parameters quantised"
@@ -374,6 +385,7 @@ def load_plain(plan: Plan, *, attention: str, compiled: bool = False) -> HfModel
         model,
         tokenizer=tokenizer_of(plan),
         info=info,
+        context_length=plan.model.max_position_embeddings,
         compiled=compiled,
         kv_cache_dtype=plan.kv_cache_dtype,
         # The reference row runs PyTorch's kernels alone.

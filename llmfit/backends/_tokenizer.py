@@ -10,14 +10,16 @@ from llmfit.backends._synthetic import NoTokenizer
 from llmfit.backends.base import Tokenizer
 from llmfit.foreign.errors import LibraryErrors
 from llmfit.foreign.files import check_tokenizer
+from llmfit.foreign.json import read_json
 from llmfit.records import Plan
 
 
 class HfTokenizer(Tokenizer):
     """A transformers tokenizer behind llmfit's three methods."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, more_ends: frozenset[int] = frozenset()) -> None:
         self.hf = tokenizer
+        self.more_ends = more_ends
         self.bos_id = tokenizer.bos_token_id
         self.eos_id = tokenizer.eos_token_id
 
@@ -51,4 +53,16 @@ def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> HfTokenizer
         folder=path,
         hint="put the model's tokenizer.json or tokenizer.model into that folder",
     ):
-        return HfTokenizer(AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code))
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    return HfTokenizer(tokenizer, _ends(Path(path)))
+
+
+def _ends(folder: Path) -> frozenset[int]:
+    """Ids by which transformers ends a generation: ``generation_config.json``'s, if it is there.
+
+    Else those of ``config.json``. Raises ModelLoadError for a file that cannot be read.
+    """
+    files = [folder / name for name in ("generation_config.json", "config.json")]
+    told = next((read_json(file) for file in files if file.is_file()), {}).get("eos_token_id")
+    each = told if isinstance(told, list) else [told]
+    return frozenset(end for end in each if type(end) is int and end >= 0)

@@ -10,6 +10,7 @@ from llmfit.backends._hf import (
     fused_attention,
     load_causal_lm,
     plan_config,
+    require_quantized,
     run_one_token,
     share_note,
 )
@@ -46,6 +47,7 @@ def load_torchao(plan: Plan, config: Any, dtype: str, notes: tuple[str, ...]) ->
     run_one_token(model, hint=f"--backends without {plan.backend}")
     packed = [module for module in model.modules() if _is_linear(module) and _is_packed(module)]
     share = sum(map(_values, packed)) / sum(p.numel() for p in model.parameters())
+    require_quantized(share, plan)
     kinds = dict.fromkeys(type(module.weight).__name__ for module in packed)
     info = LoadInfo(
         kernel=Kernel(linear=" + ".join(f"Linear ({kind})" for kind in kinds), attention=attention),
@@ -55,7 +57,11 @@ def load_torchao(plan: Plan, config: Any, dtype: str, notes: tuple[str, ...]) ->
         notes=(*notes, *attention_notes, share_note(share)),
     )
     return HfModel(
-        model, tokenizer=tokenizer_of(plan), info=info, kv_cache_dtype=plan.kv_cache_dtype
+        model,
+        tokenizer=tokenizer_of(plan),
+        info=info,
+        context_length=plan.model.max_position_embeddings,
+        kv_cache_dtype=plan.kv_cache_dtype,
     )
 
 

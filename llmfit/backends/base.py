@@ -60,6 +60,13 @@ class Tokenizer(ABC):
 
     bos_id: int | None
     eos_id: int | None
+    more_ends: frozenset[int] = frozenset()
+    """Other ids that end a text, as instruct models have for the end of a turn."""
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """All ids that end a text."""
+        return self.more_ends if self.eos_id is None else self.more_ends | {self.eos_id}
 
     @abstractmethod
     def encode(self, text: str, *, special: bool = True) -> list[int]:

@@ -12,6 +12,7 @@ from llmfit.backends._hf import (
     linear_kernel,
     load_causal_lm,
     plan_config,
+    require_quantized,
     run_one_token,
     share_note,
 )
@@ -49,6 +50,7 @@ class Hqq(TorchBackend):
         run_one_token(model, hint=f"--backends without {plan.backend}")
         values = sum(layer.in_features * layer.out_features for layer in quantized)
         share = values / (values + sum(_values(model)))
+        require_quantized(share, plan)
         about = f"groups of {GROUP_SIZE}, made in 16 bits first; head and embeddings in bf16"
         info = LoadInfo(
             kernel=Kernel(linear=linear_kernel(model), attention=attention),
@@ -58,7 +60,11 @@ class Hqq(TorchBackend):
             notes=(about, *notes, share_note(share)),
         )
         return HfModel(
-            model, tokenizer=tokenizer_of(plan), info=info, kv_cache_dtype=plan.kv_cache_dtype
+            model,
+            tokenizer=tokenizer_of(plan),
+            info=info,
+            context_length=plan.model.max_position_embeddings,
+            kv_cache_dtype=plan.kv_cache_dtype,
         )
 
 

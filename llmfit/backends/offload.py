@@ -95,7 +95,9 @@ class Offload(TorchBackend):
             model,
             tokenizer=tokenizer_of(plan),
             info=info,
+            context_length=plan.model.max_position_embeddings,
             kv_cache_dtype=plan.kv_cache_dtype,
+            own_attention=False,  # to try it would read all weights from disk once more
             scratch=scratch,
         )
 

@@ -143,6 +143,7 @@ class Stored(TorchBackend):
             model,
             tokenizer=tokenizer_of(plan),
             info=info,
+            context_length=plan.model.max_position_embeddings,
             kv_cache_dtype=plan.kv_cache_dtype,
         )
 

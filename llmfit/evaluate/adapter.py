@@ -183,7 +183,7 @@ class ModelAdapter(TemplateLM):
         """Text of up to ``limit`` tokens, no longer than what the first stop string needs."""
         tokenizer = self._model.tokenizer
         stops = [stop for stop in until if stop]
-        ends = {tokenizer.eos_id}
+        ends = set(tokenizer.end_ids)
         for stop in stops:  # a special token has no text: it is known by its id
             ids = tokenizer.encode(stop, special=False)
             if len(ids) == 1 and not tokenizer.decode(ids):

@@ -13,6 +13,7 @@ import os
 import sys
 import threading
 import time
+import traceback
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -106,10 +107,11 @@ def run_plan(plan: Plan, progress: Progress) -> RunRecord:
         record = replace(record, status="does_not_fit", reason=str(exc))
     except LlmfitError as exc:
         record = _failed(record, plan, exc)
-    except (RuntimeError, MemoryError) as exc:
-        if not is_out_of_memory(exc):
-            raise
-        record = _out_of_memory(record, plan, exc)
+    except Exception as exc:  # noqa: BLE001 - a library's fault or ours costs no figure, and is told
+        if is_out_of_memory(exc):
+            record = _out_of_memory(record, plan, exc)
+        else:
+            record = _broken(record, exc)
     finally:
         deployer.close()
     return replace(record, total_s=time.perf_counter() - started)
@@ -310,6 +312,16 @@ def _failed(record: RunRecord, plan: Plan, exc: LlmfitError) -> RunRecord:
             return _out_of_memory(record, plan, cause)
         cause = cause.__cause__
     return replace(record, status="failed", reason=str(exc))
+
+
+def _broken(record: RunRecord, exc: Exception) -> RunRecord:
+    """An error that nobody foresaw: its whole trace goes to the row's log."""
+    traceback.print_exception(exc)
+    at = traceback.extract_tb(exc.__traceback__)[-1]
+    where = f"{Path(at.filename).name}:{at.lineno}"
+    return replace(
+        record, status="failed", reason=f"{type(exc).__name__}: {first_line(exc)} ({where})"
+    )
 
 
 def _out_of_memory(record: RunRecord, plan: Plan, exc: BaseException) -> RunRecord:

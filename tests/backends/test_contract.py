@@ -16,7 +16,8 @@ from llmfit.backends._hf import HfModel
 from llmfit.backends.base import Backend, LoadedModel
 from llmfit.backends.registry import BACKENDS, backend_ids, get_backend
 from llmfit.decode.base import Window
-from llmfit.errors import EvaluationError, UsageError
+from llmfit.errors import EvaluationError, ModelLoadError, UsageError
+from llmfit.models import data_path, resolve
 from llmfit.records import ModelSpec, Plan
 
 pytestmark = pytest.mark.slow
@@ -167,3 +168,33 @@ def test_limits_are_errors(loaded: LoadedModel) -> None:
     long = Window(tuple([1] * (loaded.context_length + 2)), 1)  # the last is only predicted
     with pytest.raises(EvaluationError):
         list(loaded.score([long], batch_tokens=4096))
+
+
+@pytest.mark.parametrize("backend", ["nf4", "int8", "hqq"])
+def test_a_model_of_which_nothing_is_quantised_is_no_row_of_the_format(
+    backend: str, tmp_path: Path
+) -> None:
+    """Falcon's layers are a class of their own, which these formats pass over."""
+    if get_backend(backend).missing():
+        pytest.skip(get_backend(backend).install_hint())
+    config = transformers.FalconConfig(
+        hidden_size=64, num_hidden_layers=1, num_attention_heads=4, vocab_size=2048,
+    )  # fmt: skip
+    transformers.FalconForCausalLM(config).to(torch.bfloat16).save_pretrained(tmp_path)
+    transformers.AutoTokenizer.from_pretrained(data_path("embedded")).save_pretrained(tmp_path)
+    plan = Plan(backend=backend, model=resolve(str(tmp_path)), device="cpu")
+    with pytest.raises(ModelLoadError, match=f"nothing of .* is quantised by {backend}"):
+        get_backend(backend).load(plan)
+
+
+def test_a_model_without_a_longest_context_has_the_plans(tmp_path: Path) -> None:
+    """BLOOM's config tells none: it runs, to the length that stands for none."""
+    config = transformers.BloomConfig(hidden_size=64, n_layer=1, n_head=4, vocab_size=2048)
+    transformers.BloomForCausalLM(config).to(torch.bfloat16).save_pretrained(tmp_path)
+    transformers.AutoTokenizer.from_pretrained(data_path("embedded")).save_pretrained(tmp_path)
+    plan = Plan(backend="bf16", model=resolve(str(tmp_path)), device="cpu")
+    with get_backend("bf16").load(plan) as loaded:
+        assert loaded.context_length == plan.model.max_position_embeddings
+        decoder = loaded.decoder(batch=1, capacity=16)
+        decoder.prefill([[1, 2, 3]])
+        decoder.step()

@@ -184,3 +184,19 @@ def test_a_damaged_vocabulary_is_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(ModelLoadError) as refused:
         read_vocabulary(tmp_path, vocab_size=wholes.VOCAB_SIZE)
     assert said in str(refused.value) and len(str(refused.value)) < 500
+
+
+@pytest.mark.parametrize(("told", "ends"), [([0, 690], {0, 690}), (690, {0, 690}), (None, {0})])
+def test_all_ends_of_a_text_end_it(
+    tmp_path: Path, told: list[int] | int | None, ends: set[int]
+) -> None:
+    """generation_config.json names those that transformers stops at, the tokenizer one of them."""
+    shutil.copytree(data_path("embedded"), tmp_path / "model")
+    path = tmp_path / "model" / "generation_config.json"
+    path.write_text(json.dumps({} if told is None else {"eos_token_id": told}))
+    tokenizer = load_tokenizer(str(tmp_path / "model"))
+    assert tokenizer.eos_id == 0 and tokenizer.end_ids == ends
+    with Deployer(str(path.parent), backend="bf16", device="cpu") as model:
+        made = model.generate("Once upon a time", max_new_tokens=40)
+        assert made.token_ids[-1] in ends or made.finish == "length"
+        assert not ends & set(made.token_ids[:-1])

@@ -13,9 +13,9 @@ STAGES = ("import", "load", "quantize", "measure", "score", "score_too")
 """A row ``faulty_wait_STAGE`` waits there."""
 DEEDS = (
     "fine", "kill", "segv", "allocate", "noise", "binary", "flood", "garbage", "half_a_message",
-    "close_channel", "end_stdin", "escape", "escape_and_die", "hang_native",
+    "close_channel", "end_stdin", "escape", "escape_and_die", "hang_native", "raise",
 )  # fmt: skip
-"""What ``faulty_DEED`` does while it loads."""
+"""What ``faulty_DEED`` does while it loads; ``raise`` while it is scored."""
 ROWS = tuple(f"faulty_wait_{stage}" for stage in STAGES) + tuple(f"faulty_{d}" for d in DEEDS)
 
 _MODULE = '''
@@ -163,6 +163,8 @@ class Model(FakeModel):
     def score(self, windows, *, batch_tokens, visit=None):
         if self.row.startswith("faulty_wait_score"):
             wait(self.row)
+        if self.row == "faulty_raise":
+            raise AttributeError("nobody foresaw this")
         yield from super().score(windows, batch_tokens=batch_tokens, visit=visit)
 
 

@@ -256,3 +256,18 @@ def test_a_server_that_dies_costs_its_row_at_most(place: Place) -> None:
     kept = {path.stem: json.loads(path.read_text()) for path in place.runs.glob("*/*.json")}
     found = {row: kept[row]["status"] for row in asked[:-1]}
     assert found == dict(zip(asked[:-1], ("ok", "failed", "ok"), strict=True))
+
+
+def test_an_error_nobody_foresaw_costs_no_figure(place: Place) -> None:
+    """Raised while the row is scored: what was timed stays, the log has the whole trace."""
+    returned, out, err = ended(
+        place.start(*place.words("faulty_raise", tasks="wikitext"), "--format", "json")
+    )
+    assert returned == 1, err
+    row = rows(out)["raise"]
+    assert row["status"] == "failed"
+    assert row["reason"].startswith("AttributeError: nobody foresaw this (faulty.py:")
+    assert row["decode"] is not None and row["memory"] is not None
+    (log,) = place.runs.glob("*/faulty_raise.log")
+    assert "Traceback" in log.read_text()
+    place.assert_clean()

@@ -128,7 +128,11 @@ def test_comparisons_in_a_row_share_a_server_while_it_suits(
         assert server(offline=True) is not second
         monkeypatch.setenv("LLMFIT_ANY", "1")
         other = server()
-        assert other is not second and len(servers()) == 1
+        assert other is not second
+        until = time.monotonic() + 20
+        while len(servers()) != 1 and time.monotonic() < until:  # it is forked, and then named
+            time.sleep(0.05)
+        assert len(servers()) == 1
     assert not servers()
 
 
