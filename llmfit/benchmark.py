@@ -13,7 +13,7 @@ the machine in other states: ``run_in_turns`` compares more surely.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -106,7 +106,7 @@ class Benchmark:
             with torch.no_grad():  # the counter of FLOPs does not see inference mode
                 return forward(bare, inputs)
 
-        was_training = model.training
+        modes = [(module, module.training) for module in model.modules()]
         model.eval()
         try:
             case = Case(
@@ -123,7 +123,7 @@ class Benchmark:
                 result = replace(result, accuracy=float(accuracy_fn(model)))
                 self._results[-1] = result
         finally:
-            model.train(was_training)
+            _set_modes(modes)
         return result
 
     def benchmark_training_step(
@@ -154,7 +154,7 @@ class Benchmark:
             optimizer.step()
             losses.append(loss.detach())
 
-        was_training = model.training
+        modes = [(module, module.training) for module in model.modules()]
         model.train()
         try:
             case = Case(
@@ -169,7 +169,7 @@ class Benchmark:
             )
             (result,) = self.run_in_turns((case,), n_warmup=n_warmup, n_runs=n_steps)
         finally:
-            model.train(was_training)
+            _set_modes(modes)
         result = replace(result, losses=tuple(loss.item() for loss in losses))
         self._results[-1] = result
         return result
@@ -427,3 +427,9 @@ def _uncompiled(model: torch.nn.Module) -> torch.nn.Module:
     """The module inside what torch.compile returned, else the module itself."""
     inner: torch.nn.Module = getattr(model, "_orig_mod", model)
     return inner
+
+
+def _set_modes(modes: Iterable[tuple[torch.nn.Module, bool]]) -> None:
+    """Put each module back into training or evaluation by itself: some may be frozen."""
+    for module, training in modes:
+        module.training = training

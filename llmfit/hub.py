@@ -12,9 +12,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llmfit.child import Message, converse, ending
-from llmfit.errors import ModelNotFound, StoreError
+from llmfit.errors import ModelLoadError, ModelNotFound, StoreError
+from llmfit.foreign.files import check_index
+from llmfit.foreign.json import LARGEST_TABLE_BYTES, read_json
 from llmfit.network import is_offline
 
+_IGNORED = ("*/*", "consolidated*")
+"""Files that are no part of a model as transformers reads it: in folders, or by Mistral's names."""
 WEIGHT_SUFFIXES = frozenset({".safetensors", ".bin", ".pt", ".pth", ".gguf"})
 """Of files that hold weights."""
 _QUIET = 6
@@ -61,7 +65,7 @@ def hub_folder(model: str, patterns: Sequence[str]) -> Path:
     The hub's newest are taken, and those that are here where it is not reached. Its client draws
     progress bars on stderr. Raises ModelNotFound, and StoreError where the disk refuses.
     """
-    job = {"task": "snapshot", "model": model, "patterns": [*patterns]}
+    job = {"task": "snapshot", "model": model, "patterns": [*patterns], "ignored": [*_IGNORED]}
     try:
         return Path(_required(job)["folder"])
     except ModelNotFound:
@@ -83,8 +87,14 @@ def cached_folder(model: str, patterns: Sequence[str]) -> Path | None:
         found = snapshot_download(model, allow_patterns=[*patterns], local_files_only=True)
     except LocalEntryNotFoundError:
         return None
-    whole = any(path.suffix in WEIGHT_SUFFIXES for path in Path(found).iterdir())
-    return Path(found) if whole else None
+    folder = Path(found)
+    try:
+        for index in folder.glob("*.safetensors.index.json"):
+            check_index(index, read_json(index, largest=LARGEST_TABLE_BYTES))
+    except ModelLoadError:  # a shard is missing
+        return None
+    whole = any(path.suffix in WEIGHT_SUFFIXES for path in folder.iterdir())
+    return folder if whole else None
 
 
 def _required(job: Message) -> Message:

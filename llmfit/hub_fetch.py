@@ -212,7 +212,12 @@ def _snapshot(job: Message, watch: Watch) -> Message:
     HfApi().model_info(model, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT)  # the next has no timeout
     before = _blobs(model)
     watch.watch_folders(_blobs_folder(model))  # another process may be fetching it: one waits
-    folder = snapshot_download(model, allow_patterns=job["patterns"], tqdm_class=_bar(watch))
+    folder = snapshot_download(
+        model,
+        allow_patterns=job["patterns"],
+        ignore_patterns=job["ignored"],
+        tqdm_class=_bar(watch),
+    )
     watch.stop()
     _verify(model, (each for each in Path(folder).rglob("*") if each.is_file()), before)
     return {"folder": folder}

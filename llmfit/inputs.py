@@ -12,6 +12,7 @@ from pathlib import Path
 
 from llmfit.errors import ModelLoadError
 from llmfit.evaluate.score import evaluation_files
+from llmfit.foreign.files import check_gguf
 from llmfit.quantize.cache import ArtifactCache
 from llmfit.quantize.fingerprint import FileHashes
 from llmfit.quantize.gguf_checkout import Checkout
@@ -87,4 +88,4 @@ def _paths(plan: Plan) -> Iterator[Path]:
         given += [*map(str, filter(None, files)), plan.evaluation.include_path]
     for path in given:
         if path is not None and Path(path).exists():
-            yield Path(path)
+            yield from check_gguf(Path(path)) if path.endswith(".gguf") else (Path(path),)

@@ -21,8 +21,8 @@ from llmfit.foreign.facts import (
     require_countable,
     word,
 )
-from llmfit.foreign.files import check_index, require_no_adapter, safetensors_shapes
-from llmfit.foreign.json import LARGEST_TABLE_BYTES, read_json
+from llmfit.foreign.files import require_no_adapter, safetensors_shapes, weight_files
+from llmfit.foreign.json import read_json
 from llmfit.hub import WEIGHT_SUFFIXES, cached_folder, hub_files, hub_folder, hub_reachable
 from llmfit.planning import catalogue
 from llmfit.planning.architectures import (
@@ -295,10 +295,8 @@ def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
 
     Raises ModelLoadError for a file that is none, or an index that names files elsewhere.
     """
-    for index in sorted(folder.glob("*.safetensors.index.json")):
-        check_index(index, read_json(index, largest=LARGEST_TABLE_BYTES))
     shapes: dict[str, tuple[int, ...]] = {}
-    for shard in sorted(folder.glob("*.safetensors")):
+    for shard in weight_files(folder):
         shapes.update(safetensors_shapes(shard))
     return shapes
 

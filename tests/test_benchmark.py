@@ -96,6 +96,14 @@ def test_inputs_of_every_form_reach_the_model(bench: Benchmark, form: str) -> No
     assert model.training  # as it was
 
 
+def test_frozen_parts_stay_in_evaluation(bench: Benchmark) -> None:
+    """A batch normalisation that is not to learn does not begin to."""
+    model = two_layers().train()
+    model[1].eval()
+    bench.benchmark_inference("mlp", model, lambda: torch.ones(1, WIDTH), 0, 1)
+    assert model.training and model[0].training and not model[1].training
+
+
 def test_accuracy_is_what_the_function_finds(bench: Benchmark) -> None:
     """``accuracy_fn`` gets the model, and its answer is in the kept result."""
     result = bench.benchmark_inference(

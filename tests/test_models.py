@@ -20,10 +20,12 @@ from typing import Any, ClassVar
 import pytest
 
 from llmfit.errors import ModelLoadError, ModelNotFound
+from llmfit.foreign.files import weight_files
 from llmfit.models import (
     UNTOLD_CONTEXT_TOKENS,
     config_of,
     count_parameters,
+    data_path,
     local_folder,
     resolve,
 )
@@ -374,3 +376,22 @@ def test_damaged_weights_are_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "model.safetensors").write_bytes(content)
     with pytest.raises(ModelLoadError, match=r"model\.safetensors"):
         count_parameters(tmp_path)
+
+
+def test_weights_that_are_there_twice_count_once(tmp_path: Path) -> None:
+    """Mistral's models have theirs under other names too, which transformers does not read."""
+    whole = data_path("embedded") / "model.safetensors"
+    (tmp_path / "model.safetensors").symlink_to(whole)
+    (tmp_path / "consolidated.safetensors").symlink_to(whole)
+    assert [file.name for file in weight_files(tmp_path)] == ["model.safetensors"]
+    index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    for name in index["weight_map"].values():
+        (tmp_path / name).symlink_to(whole)
+    assert [file.name for file in weight_files(tmp_path)] == [
+        "model-1.safetensors", "model-2.safetensors",
+    ]  # fmt: skip
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "consolidated.safetensors").symlink_to(whole)
+    assert [file.name for file in weight_files(other)] == ["consolidated.safetensors"]

@@ -28,10 +28,14 @@ _CODE_MEANS = (
 
 
 def pickles(folder: Path) -> tuple[Path, ...]:
-    """The folder's pickled weights, sorted; none where it has safetensors, which are read then."""
+    """The folder's pickled weights, sorted; none where it has safetensors, which are read then.
+
+    Of the first kind of name that there is: a training's ``optimizer.pt`` stands beside weights.
+    """
     if any(folder.glob("*.safetensors")):
         return ()
-    return tuple(sorted({file for name in PICKLED_WEIGHTS for file in folder.glob(name)}))
+    kinds = (sorted(folder.glob(name)) for name in PICKLED_WEIGHTS)
+    return tuple(next(filter(None, kinds), ()))
 
 
 def require_no_pickles(folder: Path, *, allowed: bool = False) -> None:

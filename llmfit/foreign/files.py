@@ -170,6 +170,25 @@ def check_index(file: Path, index: Mapping[str, Any], *, ending: str = ".safeten
             raise ModelLoadError(f"{said}, which is not there.", hint="download it again")
 
 
+def weight_files(folder: Path) -> tuple[Path, ...]:
+    """The safetensors that a model's weights are in, sorted: those that transformers would read.
+
+    That is what an index names, else ``model.safetensors``, else all there are: Mistral's models
+    have their weights once more, under other names, in ``consolidated.safetensors``. Raises
+    ModelLoadError for an index that names files elsewhere, or that are not there.
+    """
+    indices = sorted(folder.glob("*.safetensors.index.json"))
+    shards: set[str] = set()
+    for index in indices:
+        content = read_json(index, largest=LARGEST_TABLE_BYTES)
+        check_index(index, content)
+        shards |= set(content["weight_map"].values())
+    if indices:
+        return tuple(folder / shard for shard in sorted(shards))
+    whole = folder / "model.safetensors"
+    return (whole,) if whole.is_file() else tuple(sorted(folder.glob("*.safetensors")))
+
+
 # ---------------------------------------------------------------- GGUF
 
 _VALUE_BYTES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}

@@ -26,6 +26,7 @@ _PATTERNS = (
     "*.pth",
     "gptq_model*.bin",
     "*.py",
+    "*.jinja",
     "tokenizer*",
     "*.model",
     "vocab.*",

@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 
 from llmfit.errors import QuantizationError
@@ -79,6 +80,8 @@ def make_gguf(
         whole.unlink()
 
     settings: dict[str, Setting] = {"type": file_type}
+    if file_type not in FLOAT_FILE_TYPES:  # it chooses each tensor's type, and rounds
+        settings["quantizer"] = f"llama-cpp-python {version('llama-cpp-python')}"
     if checkout is None:
         settings["converter"] = CONVERTER_VERSION
     else:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +65,7 @@ def convert(
     shape = read_shape(folder)
     vocabulary = read_vocabulary(folder, vocab_size=shape.vocab_size)
     writer = gguf.GGUFWriter(path=target, arch=shape.architecture.name)
-    write_metadata(writer, shape, name=folder.name, file_type=FLOAT_FILE_TYPES[dtype])
+    write_metadata(writer, shape, name=_named(folder.name), file_type=FLOAT_FILE_TYPES[dtype])
     vocabulary.write(writer)
     notes = shape.notes + vocabulary.notes
     writer.add_array(NOTES_KEY, notes)
@@ -86,6 +87,14 @@ def convert(
         for values in factors.values():
             writer.write_tensor_data(values.numpy())
     return Conversion(path=target, tensors=len(tensors), notes=notes)
+
+
+def _named(folder: str) -> str:
+    """A name by which llama.cpp does not take the vocabulary for Phi-3's, which it then changes.
+
+    Source: llama.cpp, llama-vocab.cpp, which looks for ``phi3`` and ``phi-3`` in the model's name.
+    """
+    return re.sub(r"(?i)(phi)-?(3)", r"\1 \2", folder)
 
 
 def stored_dtype(folder: Path) -> FloatType:

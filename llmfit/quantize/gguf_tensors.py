@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmfit.errors import ModelLoadError, ModelNotFound
-from llmfit.foreign.files import check_index
-from llmfit.foreign.json import LARGEST_TABLE_BYTES, read_json, shortened
+from llmfit.foreign.files import weight_files
+from llmfit.foreign.json import shortened
 from llmfit.quantize.gguf_shape import GgufShape, refuse
 
 if TYPE_CHECKING:
@@ -163,13 +163,7 @@ def open_tensors(folder: Path, stack: contextlib.ExitStack) -> dict[str, Any]:
     """
     from safetensors import SafetensorError, safe_open
 
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        content = read_json(index, largest=LARGEST_TABLE_BYTES)
-        check_index(index, content)
-        shards = sorted(set(content["weight_map"].values()))
-    else:
-        shards = sorted(file.name for file in folder.glob("*.safetensors"))
+    shards = [file.name for file in weight_files(folder)]
     if not shards:
         raise ModelNotFound(
             f"{folder} holds no *.safetensors.",

@@ -147,8 +147,15 @@ def _copy(source: Path, out: Path, engine: Engine, *, with_code: bool) -> str:
     folder.mkdir()
     for pattern in (*_FILES, *(("*.py",) if with_code else ())):
         for file in source.glob(pattern):
-            if file.is_file() and file.name not in _LEFT_OUT and _is_the_models(file):
+            if not file.is_file() or file.name in _LEFT_OUT:
+                continue
+            if _is_the_models(file):
                 shutil.copyfile(file, folder / file.name)
+            elif file.suffix == ".safetensors":
+                raise LlmfitError(
+                    f"{file} is a link out of the model's folder, which a bundle does not follow.",
+                    hint="a folder with the weights themselves",
+                )
     return "model"
 
 
@@ -240,7 +247,8 @@ def _read(engine: Engine, place: Path, served: Served) -> None:
         check_gguf(place)
         return
     spec = resolve(str(place))
-    tensor_shapes(place)
+    if not tensor_shapes(place):
+        raise LlmfitError(f"{place} holds no weights.")
     row = served.backend.partition(":")[0]
     if row in ("gptq", "awq") and spec.quantization != row:
         raise LlmfitError(f"{place}/config.json says {spec.quantization}, not {row}.")

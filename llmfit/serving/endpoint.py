@@ -76,6 +76,9 @@ def address(url: str) -> str:
     return url.rstrip("/").removesuffix("/v1").rstrip("/")
 
 
+_LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
 def client(base: str, *, key: str | None, timeout_s: float) -> httpx.AsyncClient:
     """A client of the server; ``key`` goes into the header that OpenAI's servers ask for."""
     import httpx
@@ -86,6 +89,7 @@ def client(base: str, *, key: str | None, timeout_s: float) -> httpx.AsyncClient
         headers=headers,
         timeout=httpx.Timeout(timeout_s, connect=CONNECT_S),
         limits=httpx.Limits(max_connections=None),
+        trust_env=urlsplit(base).hostname not in _LOOPBACK,  # where no proxy stands in between
     )
 
 

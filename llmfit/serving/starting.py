@@ -55,7 +55,12 @@ def started(
         try:
             while True:
                 with suppress(httpx.HTTPError):
-                    if httpx.get(f"{base}/v1/models", timeout=_ASKING_S).status_code < 500:
+                    if (
+                        httpx.get(
+                            f"{base}/v1/models", timeout=_ASKING_S, trust_env=False
+                        ).status_code
+                        < 500
+                    ):
                         break
                 if server.poll() is not None:
                     raise LlmfitError(f"{command[0]} ended with {server.returncode}: {log.tail()}")

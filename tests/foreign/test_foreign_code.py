@@ -249,3 +249,12 @@ def test_trusted_code_is_run_and_recorded(tmp_path: Path, monkeypatch: pytest.Mo
         assert row.plan is not None and row.plan.trust_remote_code
     with pytest.raises(UsageError, match="a model's own code"):
         reproduce(comparison, keeping=Keeping(runs_dir=str(tmp_path / "runs")))
+
+
+def test_a_trainings_files_are_no_weights(tmp_path: Path) -> None:
+    """The optimizer's state beside the model: only the weights are taken out."""
+    for name in ("pytorch_model.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth"):
+        (tmp_path / name).write_bytes(b"")
+    assert [file.name for file in pickles(tmp_path)] == ["pytorch_model.bin"]
+    (tmp_path / "pytorch_model.bin").unlink()
+    assert [file.name for file in pickles(tmp_path)] == ["optimizer.pt", "scheduler.pt"]

@@ -287,3 +287,13 @@ def test_killed_maker_is_swept_up(cache: ArtifactCache, model: Path, tmp_path: P
     process.communicate()
     assert cache.get_or_make("gptq", model, {}, Maker()).make_s is not None
     assert list(cache.root.glob(".making-*")) == []
+
+
+def test_a_chat_template_is_part_of_the_model(cache: ArtifactCache, model: Path) -> None:
+    """A GGUF file carries it: another one makes another file."""
+    maker = Maker()
+    template = model / "chat_template.jinja"
+    template.write_text("one")
+    first = cache.get_or_make("gguf", model, {}, maker).path
+    template.write_text("two")
+    assert cache.get_or_make("gguf", model, {}, maker).path != first

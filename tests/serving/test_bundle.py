@@ -319,3 +319,24 @@ def test_a_server_that_ends_is_an_error_with_its_words(tmp_path: Path) -> None:
         started(["not-there"], cwd=tmp_path, host="127.0.0.1", port=free_port()),
     ):
         pass
+
+
+def test_weights_behind_a_link_are_not_left_out_in_silence(
+    machine: Machine, tmp_path: Path, embedded: ModelSpec
+) -> None:
+    """A folder whose weights are on another disk: the bundle would have none, and say whole."""
+    source, elsewhere = tmp_path / "model", tmp_path / "disk" / "weights.safetensors"
+    source.mkdir()
+    elsewhere.parent.mkdir()
+    for file in Path(embedded.path).iterdir():
+        target = elsewhere if file.suffix == ".safetensors" else source / file.name
+        target.write_bytes(file.read_bytes())
+    (source / "model.safetensors").symlink_to(elsewhere)
+    plan = Deployer(str(source), device="cpu").plan
+    found = with_path(settle(plan, get_engine("transformers"), machine), str(source))
+    out = tmp_path / "out"
+    with pytest.raises(
+        LlmfitError, match=r"model\.safetensors is a link out of the model's folder"
+    ):
+        deploy(plan, found, get_engine("transformers"), out, start=False)
+    assert not out.exists()
