@@ -33,7 +33,7 @@ from llmfit.planning.memory.kv_cache import is_llama_cpp
 from llmfit.planning.memory.split import predict_plan
 from llmfit.planning.speed.calibration import with_bandwidth
 from llmfit.planning.speed.roofline import predict_speed
-from llmfit.planning.verdict.constraints import Constraints, Objective
+from llmfit.planning.verdict.constraints import Constraints, Objective, check_objective
 from llmfit.planning.verdict.judge import Judge
 from llmfit.quantize.gguf_checkout import Checkout
 from llmfit.records import (
@@ -48,10 +48,11 @@ from llmfit.records import (
     Split,
     Weights,
     Workload,
+    require_types,
 )
 from llmfit.runner.worker import blank_record
 from llmfit.store.place import check_reachable, machine_name
-from llmfit.units import GB
+from llmfit.units import gb_bytes
 
 DEFAULT_TIME_LIMIT_S = 3600.0
 _SYNTHETIC = "random weights (--weights synthetic): quality is not scored"
@@ -115,6 +116,9 @@ def compare(
     StoreError before anything runs, and ComparisonInterrupted.
     """
     started = time.monotonic()
+    for given in filter(None, (workload, evaluation, constraints)):
+        require_types(given)
+    check_objective(objective)
     check_reachable(keeping.store)
     check_gpus(gpus)
     _check_device(device, gpus)
@@ -144,8 +148,8 @@ def compare(
         calibration_file=_absolute(calibration_file),
         gpus=gpus,
         split=split,
-        budget_bytes=None if gpu_gb is None else int(gpu_gb * GB),
-        ram_budget_bytes=None if ram_gb is None else int(ram_gb * GB),
+        budget_bytes=None if gpu_gb is None else gb_bytes("gpu_gb", gpu_gb),
+        ram_budget_bytes=None if ram_gb is None else gb_bytes("ram_gb", ram_gb),
         weights=weights,
         threads=threads,
         seed=seed,
@@ -159,6 +163,7 @@ def compare(
         trust_remote_code=trust_remote_code,
         command=command,
     )
+    require_types(asked)
     ready = {backend: _checkpoint_place(place) for backend, place in (checkpoints or {}).items()}
     place = executor or Local()
     keeping = replace(keeping, machine=place.machine_name(keeping.machine or machine_name()))

@@ -41,7 +41,7 @@ from llmfit.records import (
     Weights,
     Workload,
 )
-from llmfit.units import format_bytes
+from llmfit.units import format_bytes, gb_bytes
 
 if TYPE_CHECKING:
     from llmfit.evaluate.divergence import Reference
@@ -116,7 +116,7 @@ class Deployer:
             device="cpu" if "cuda" not in self._backend.devices else pick_device(device),
             checkpoint=checkpoint,
             calibration_file=calibration_file,
-            budget_bytes=None if gpu_gb is None else int(gpu_gb * 1e9),
+            budget_bytes=None if gpu_gb is None else gb_bytes("gpu_gb", gpu_gb),
             threads=threads,
             seed=seed,
             cache_dir=cache_dir,

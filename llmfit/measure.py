@@ -44,8 +44,15 @@ def random_prompts(workload: Workload, vocab_size: int, seed: int) -> list[list[
     ]
 
 
+_LEAST = {"prompt_tokens": 1, "batch": 1, "repeats": 1, "warmup": 0, "prefill_chunk": 1}
+
+
 def check_workload(workload: Workload, context_length: int) -> None:
     """Raise UsageError where the workload cannot be run or timed on this model."""
+    for name, least in _LEAST.items():
+        value = getattr(workload, name)
+        if value is not None and value < least:
+            raise UsageError(f"{name} must be {least} or more, not {value}.")
     if workload.new_tokens < 2:
         raise UsageError(
             f"{workload.new_tokens} new tokens leave no decode step to time.",

@@ -7,7 +7,6 @@ Each rung is measured by a comparison of one row, in a process of its own.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -21,7 +20,7 @@ from llmfit.planner import fill_context
 from llmfit.planning.advice.ladder import MemoryPath, Rung, ladder, needed
 from llmfit.planning.verdict.candidate import footprint_bytes
 from llmfit.records import Device, Hardware, ModelSpec, RunRecord, Weights, Workload
-from llmfit.units import GB, format_bytes
+from llmfit.units import GB, format_bytes, gb_bytes
 
 if TYPE_CHECKING:
     from llmfit.job import Observer
@@ -57,8 +56,6 @@ def find_path(
     ``measuring`` each rung is run, within the target where it is predicted to fit, and the path
     goes by what was measured. Raises UsageError, ModelNotFound, or what ``compare`` raises.
     """
-    if not (math.isfinite(to_gb) and to_gb > 0):
-        raise UsageError(f"to_gb must be a number above 0, not {to_gb:g}.")
     synthetic = measuring is not None and measuring.weights == "synthetic"
     spec = resolve(model, weights=measuring is not None and not synthetic)
     place, hardware = _place(device, must_be_here=measuring is not None)
@@ -67,7 +64,7 @@ def find_path(
         if context is None
         else (fill_context(context, workload, spec), ())
     )
-    target = int(to_gb * GB)
+    target = gb_bytes("to_gb", to_gb)
     rungs = ladder(spec, work, place, target)
     if all(rung.predicted is None for rung in rungs):
         raise UsageError(

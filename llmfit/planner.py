@@ -42,7 +42,7 @@ from llmfit.records import (
     SplitPlan,
     Workload,
 )
-from llmfit.units import GB, format_bytes, format_percent
+from llmfit.units import GB, format_bytes, format_percent, gb_bytes
 
 CONTEXT_NEW_TOKENS = 128
 """Of a workload given as a context alone, the tokens that are generated; the prompt is the rest."""
@@ -169,7 +169,7 @@ def find_machine(
         gpu=card,
         cpu=cpu,
         gpu_budget_bytes=_budget(gpu_gb, card),
-        ram_budget_bytes=_budget(ram_gb, cpu),
+        ram_budget_bytes=cpu.memory_bytes if ram_gb is None else gb_bytes("ram_gb", ram_gb),
         records=records,
         notes=notes,
     )
@@ -202,7 +202,13 @@ def predict_row(
     reason = None
     if fits is False and budget is not None:
         change = first_change(
-            spec, backend, workload, place, budget_bytes=budget, kv_cache_dtype=kv_cache_dtype
+            spec,
+            backend,
+            workload,
+            place,
+            budget_bytes=budget,
+            ram_bytes=machine.ram_budget_bytes,
+            kv_cache_dtype=kv_cache_dtype,
         )
         reason = too_large(memory, budget, change)
     return PlanRow(
@@ -353,7 +359,7 @@ def _budget(asked_gb: float | None, hardware: Hardware | None) -> int | None:
     has = None if hardware is None else hardware.memory_bytes
     if asked_gb is None:
         return has
-    asked = int(asked_gb * GB)
+    asked = gb_bytes("gpu_gb", asked_gb)
     return asked if has is None else min(asked, has)
 
 

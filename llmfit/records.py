@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 
-from llmfit.errors import StoreError
+from llmfit.errors import StoreError, UsageError
 from llmfit.shape import ModelShape
 
 SCHEMA_VERSION = 1
@@ -717,6 +717,18 @@ def to_json(record: object, *, indent: int = 2) -> str:
     """
     text = msgspec.json.format(msgspec.json.encode(record), indent=indent).decode()
     return _UNSEEN.sub(lambda found: json.dumps(found[0])[1:-1], text)
+
+
+def require_types(record: object) -> None:
+    """Raise UsageError where a field of a record holds what its type does not take.
+
+    Python takes anything: it would be written, and not be read again.
+    """
+    try:
+        msgspec.convert(msgspec.to_builtins(record), type(record))
+    except (msgspec.ValidationError, TypeError) as exc:
+        said = str(exc).replace("$.", "").replace("`", "")
+        raise UsageError(f"{type(record).__name__}: {said}.") from exc
 
 
 def to_builtins(record: object) -> Any:

@@ -7,9 +7,20 @@ from __future__ import annotations
 
 import math
 
+from llmfit.errors import UsageError
+
 MB = 10**6
 GB = 10**9
 GIB = 2**30
+MOST_GB = 1_000_000
+"""Of a budget: a petabyte, far beyond any machine."""
+
+
+def gb_bytes(name: str, gb: float) -> int:
+    """Bytes of ``gb`` GB, as a budget called ``name`` was given. Raises UsageError."""
+    if isinstance(gb, bool) or not isinstance(gb, int | float) or not 0 < gb <= MOST_GB:
+        raise UsageError(f"{name} must be a number of GB above 0, at most {MOST_GB:,}, not {gb!r}.")
+    return int(gb * GB)
 
 
 def format_number(value: float) -> str:

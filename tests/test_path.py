@@ -19,10 +19,12 @@ pytestmark = pytest.mark.usefixtures("imported_once")
 SHORT = Workload(prompt_tokens=16, new_tokens=4, repeats=1, warmup=0)
 
 
-@pytest.mark.parametrize("target_gb", [0, -8, float("nan"), float("inf")])
+@pytest.mark.parametrize("target_gb", [0, -8, float("nan"), float("inf"), 1e305])
 def test_a_target_that_cannot_be_meant(target_gb: float) -> None:
     """It is a usage error with the value."""
-    with pytest.raises(UsageError, match="to_gb must be a number above 0, not"):
+    with pytest.raises(
+        UsageError, match="to_gb must be a number of GB above 0, at most 1,000,000, not"
+    ):
         find_path("llama-3.1-8b", to_gb=target_gb)
 
 

@@ -92,6 +92,8 @@ def check_backends(backends: Sequence[str]) -> None:
     """Raise UsageError for unknown or repeated ids, or none; ``all`` stands for all of them."""
     if not backends:
         raise UsageError("no backend is named.", hint="llmfit backends")
+    if isinstance(backends, str):
+        raise UsageError(f"backends are a list of ids, not a text: [{backends!r}].")
     if list(backends) == [ALL]:
         return
     for backend in backends:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from llmfit.errors import UsageError
 from llmfit.files import expanded
+from llmfit.units import MOST_GB
 
 if TYPE_CHECKING:
     from llmfit.keeping import Keeping
@@ -191,13 +192,13 @@ def add_budgets(group: argparse._ActionsContainer) -> None:
     """Add --gpu-gb and --ram-gb."""
     group.add_argument(
         "--gpu-gb",
-        type=number(above=0),
+        type=number(above=0, most=MOST_GB),
         metavar="G",
         help="GPU memory to stay within, in GB of 10^9 bytes (default: all of it)",
     )
     group.add_argument(
         "--ram-gb",
-        type=number(above=0),
+        type=number(above=0, most=MOST_GB),
         metavar="G",
         help="RAM to stay within, likewise, the program itself included (default: all of it)",
     )
@@ -336,7 +337,7 @@ def readable_folder(text: str) -> str:
 
 def readable_path(text: str) -> str:
     """The path of a file or folder that is there and can be read."""
-    is_folder = expanded(text).is_dir()
+    is_folder = bool(text) and expanded(text).is_dir()  # nothing is no path, though Path takes it
     return readable_folder(text) if is_folder else readable_file(text)
 
 

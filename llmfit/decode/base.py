@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 class Sampling:
     """How the next token is chosen from the logits.
 
-    ``temperature`` 0 is greedy, and then ``top_k``, ``top_p`` and ``seed`` have no effect.
+    ``temperature`` 0 is greedy, as is one that logits cannot be divided by, and then ``top_k``,
+    ``top_p`` and ``seed`` have no effect.
     Otherwise logits are divided by the temperature, then cut to the ``top_k`` largest (0: no
     cut), then to the smallest set whose probability reaches ``top_p`` (1: no cut).
     """
@@ -46,8 +47,11 @@ class Sampling:
     @property
     def greedy(self) -> bool:
         """True when the most likely token is always taken."""
-        return self.temperature == 0.0
+        return self.temperature < _LEAST_TEMPERATURE
 
+
+_LEAST_TEMPERATURE = 1e-6
+"""Below it float32 holds no logit divided by it, and the largest alone would be drawn."""
 
 GREEDY = Sampling()
 

@@ -56,6 +56,10 @@ def check_tasks(settings: EvaluationSettings) -> None:
     """
     if not settings.tasks:
         raise UsageError("no task is named.", hint="--no-eval to score nothing")
+    for number, least in (("limit", 1), ("ppl_window", 2), ("batch_tokens", 1)):
+        value = getattr(settings, number)
+        if value is not None and value < least:
+            raise UsageError(f"{number} must be {least} or more, not {value}.")
     for name in settings.tasks:
         if settings.tasks.count(name) > 1:
             raise UsageError(f"task {name!r} is named twice.")

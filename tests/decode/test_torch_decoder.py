@@ -187,6 +187,17 @@ def test_wrong_prompts_are_refused(model: torch.nn.Module) -> None:
         decoder.step()
 
 
+def test_a_temperature_that_nothing_can_be_divided_by_is_greedy(model: torch.nn.Module) -> None:
+    """Infinite logits would be told as a damaged model."""
+    tokens = []
+    for sampling in (Sampling(), Sampling(temperature=1e-40), Sampling(temperature=1e-5)):
+        decoder = TorchDecoder(model, batch=1, capacity=64)
+        decoder.prefill(PROMPTS[:1], sampling)
+        decoder.step()
+        tokens.append(decoder.tokens())
+    assert tokens[0] == tokens[1] == tokens[2]
+
+
 def test_model_with_recurrent_state_is_refused() -> None:
     """A state that is not keys and values is named, not decoded wrongly."""
     from transformers import MambaForCausalLM
