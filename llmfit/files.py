@@ -37,6 +37,18 @@ def write_atomically(file: Path, text: str) -> None:
         os.fsync(stream.fileno())
 
 
+def write_result(file: Path, text: str) -> None:
+    """Write a result where a user wants it: whole or not at all, through links, into pipes.
+
+    What is there and no file, as a pipe or a device, is written to and not replaced. Raises
+    OSError.
+    """
+    if file.exists() and not file.is_file():
+        file.write_text(text, encoding="utf-8")
+    else:
+        write_atomically(file.resolve(), text)
+
+
 @contextmanager
 def replaced_atomically(file: Path) -> Iterator[Path]:
     """A path beside ``file`` that is free and nobody knows; what is written there takes its place.

@@ -154,12 +154,9 @@ def emit(text: str) -> None:
 
 def write_file(path: Path, text: str) -> None:
     """Write a result to a file, whole or not at all; raises StoreError."""
-    from llmfit.files import write_atomically
+    from llmfit.files import write_result
 
     try:
-        if path.exists() and not path.is_file():  # a pipe or device cannot be replaced
-            path.write_text(text, encoding="utf-8")
-        else:
-            write_atomically(path.resolve(), text)
+        write_result(path, text)
     except OSError as exc:
         raise StoreError(f"cannot write {path}: {exc.strerror}.", hint="another --out") from exc

@@ -136,6 +136,7 @@ def _of_store(args: argparse.Namespace) -> Report:
         )
         if not report.comparisons:
             of = "" if args.model is None else f" of {args.model}"
+            of += "" if args.machine is None else f" of the machine {args.machine!r}"
             raise UsageError(f"there is no run{of} in {store.name}.", hint="llmfit history")
     return report
 

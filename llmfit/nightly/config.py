@@ -8,12 +8,13 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -190,7 +191,7 @@ class _Reader:
                     self.wrong.append(f'{place}model: missing; a folder, a hub id, or "embedded"')
                 continue
             models.append(ModelEntry(**{**shared, **own}))
-        if given.get("time_limit_h", 1) <= 0:
+        if not 0 < given.get("time_limit_h", 1) < math.inf:
             self.wrong.append(f"time_limit_h: must be above 0, not {given['time_limit_h']}")
         for key in ("ray_address", "gpu_kinds"):
             if given.get(key) and given.get("executor") != "ray":
@@ -245,7 +246,9 @@ class _Reader:
             try:
                 found[key] = msgspec.convert(value, types[key])
             except msgspec.ValidationError as exc:
-                self.wrong.append(f"{place}{key}: {exc}, not {shortened(value)}")
+                words = _words(types[key])
+                known_words = f"; known are {', '.join(words)}" if words else ""
+                self.wrong.append(f"{place}{key}: {exc}, not {shortened(value)}{known_words}")
         return found
 
     def _check(self, given: dict[str, Any], place: str, workloads: Mapping[str, Workload]) -> None:
@@ -265,7 +268,7 @@ class _Reader:
                 known = ", ".join(workloads) or "none"
                 self.wrong.append(f"{place}workloads: no [workloads.{name}]; there are: {known}")
         for key in ("gpu_gb", "ram_gb", "limit", "row_time_limit_s", "threads"):
-            if given.get(key) is not None and given[key] <= 0:
+            if given.get(key) is not None and not 0 < given[key] < math.inf:
                 self.wrong.append(f"{place}{key}: must be above 0, not {given[key]}")
         for key, problem in self._refused(given):
             self.wrong.append(f"{place}{key}: {problem}")
@@ -293,3 +296,10 @@ class _Reader:
                 )
         except LlmfitError as exc:
             yield "tasks", str(exc)
+
+
+def _words(kind: Any) -> list[str]:
+    """The words that a field takes, where it takes no others."""
+    if get_origin(kind) is Literal:
+        return [str(word) for word in get_args(kind)]
+    return [word for each in get_args(kind) for word in _words(each)]

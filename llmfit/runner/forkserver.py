@@ -22,6 +22,7 @@ import socket
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib import import_module
@@ -315,7 +316,12 @@ def _work(task: Task, stdin: int, log: int, channel: int) -> NoReturn:
         os.dup2(source, target)
     for each in {stdin, log} - {0, 1, 2}:
         os.close(each)
-    worker.end(worker.main([str(channel), task]))
+    try:
+        code = worker.main([str(channel), task])
+    except BaseException:  # noqa: BLE001 - the process ends by it, and says so last of all
+        traceback.print_exc()
+        code = 1
+    worker.end(code)
 
 
 if __name__ == "__main__":

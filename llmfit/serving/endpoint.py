@@ -68,7 +68,11 @@ class Endpoint:
 def address(url: str) -> str:
     """``url`` without a final ``/v1``. Raises UsageError for what is no http address."""
     parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        known = parts.port is None or parts.port > 0
+    except ValueError:  # no number, or beyond 65535
+        known = False
+    if parts.scheme not in ("http", "https") or not parts.hostname or not known:
         raise UsageError(
             f"{without_password(url)!r} is no address of a server.",
             hint="llmfit bench-server http://127.0.0.1:8000",

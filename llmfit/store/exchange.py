@@ -14,7 +14,7 @@ from typing import Any, Literal
 import msgspec
 
 from llmfit.errors import StoreError, UsageError
-from llmfit.files import replaced_atomically, write_atomically
+from llmfit.files import replaced_atomically, write_result
 from llmfit.records import NOT_FINISHED, SCHEMA_VERSION, Comparison, from_json, keys_of, to_json
 from llmfit.report.csv_ import csv_text, flat_rows
 from llmfit.serving_records import ServerBenchmark
@@ -83,7 +83,7 @@ def export_runs(store: Store, fmt: ExportFormat, path: Path, *, model: str | Non
     else:
         text = csv_text(row for run in runs for row in _rows(run))
     try:
-        write_atomically(path, text)
+        write_result(path, text)
     except OSError as exc:
         raise StoreError(f"cannot write {path}: {exc.strerror}.", hint="another --out") from exc
     return len(runs) + len(servers)
@@ -108,8 +108,13 @@ def _write_parquet(runs: Sequence[StoredRun], path: Path) -> None:
     names = list(dict.fromkeys(name for row in rows for name in row))
     columns = {name: [row.get(name) for row in rows] for name in names}
     try:
-        with replaced_atomically(path) as part:  # of a name that nobody can lay a link under
-            parquet.write_table(pyarrow.table(columns), part, compression="zstd")
+        table = pyarrow.table(columns)
+        if path.exists() and not path.is_file():  # a pipe or device cannot be replaced
+            with path.open("wb") as stream:
+                parquet.write_table(table, stream, compression="zstd")
+            return
+        with replaced_atomically(path.resolve()) as part:  # of a name that nobody can foresee
+            parquet.write_table(table, part, compression="zstd")
     except OSError as exc:
         raise StoreError(f"cannot write {path}: {exc.strerror}.", hint="another --out") from exc
 

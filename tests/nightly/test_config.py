@@ -147,6 +147,16 @@ def test_every_wrong_key_is_named(tmp_path: Path, said: str) -> None:
         ('workloads = 3\n[[models]]\nmodel = "embedded"', "workloads: must be a table"),
         ('[[models]]\nmodel = "a"\n[[models]]\nmodel = "a"', "'a' is measured twice"),
         ('time_limit_h = 0\n[[models]]\nmodel = "a"', "time_limit_h: must be above 0"),
+        ('time_limit_h = nan\n[[models]]\nmodel = "a"', "time_limit_h: must be above 0"),
+        ('[[models]]\nmodel = "a"\nram_gb = inf', "ram_gb: must be above 0, not inf"),
+        (
+            '[[models]]\nmodel = "a"\nobjective = "x"',
+            "objective: Invalid enum value 'x'.*known are speed, quality, memory, balanced",
+        ),
+        (
+            '[[models]]\nmodel = "a"\nkv_cache_dtype = "q5"',
+            "kv_cache_dtype: Invalid enum value 'q5'.*known are q8_0, q4_0",
+        ),
         pytest.param(
             '[[models]]\nmodel = "a"\ntasks = ["no_such_task_at_all"]',
             r"models\[0\]\.tasks",

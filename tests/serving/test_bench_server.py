@@ -192,7 +192,22 @@ def test_nobody_there() -> None:
         bench_server(ServerTarget(url="http://127.0.0.1:9/v1/"), QUICK)
 
 
-@pytest.mark.parametrize("url", ["127.0.0.1:8000", "ftp://host", "http://", "", "http:/x"])
+def test_no_proxy_stands_between_this_machine_and_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its answers would pass for the server's."""
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    assert all(level.tokens_per_s for level in bench(Behaviour()).levels)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "127.0.0.1:8000", "ftp://host", "http://", "", "http:/x", "http://127.0.0.1:99999",
+        "http://127.0.0.1:x", "http://127.0.0.1:0",
+    ],
+)  # fmt: skip
 def test_an_address_that_is_none(url: str) -> None:
     with pytest.raises(UsageError, match="is no address"):
         bench_server(ServerTarget(url=url), QUICK)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -154,3 +156,23 @@ def test_a_nights_runs_are_imported_where_the_night_is_not_known(
         assert import_runs(other, [path]) == Imported(added=1, known=0)
         assert other.line("a").session_id is None and other.head("a") == store.head("a")
     assert store.line("a").session_id == "n1"
+
+
+@pytest.mark.parametrize("form", ["json", "csv", "parquet"])
+def test_an_export_goes_through_links_and_into_pipes(
+    full: Store, form: ExportFormat, tmp_path: Path
+) -> None:
+    """What is there and no file stays what it is: /dev/stdout is a link to a pipe."""
+    plain, target = tmp_path / "plain", tmp_path / "target"
+    export_runs(full, form, plain)
+    link, pipe = tmp_path / "link", tmp_path / "pipe"
+    link.symlink_to(target)
+    export_runs(full, form, link)
+    assert link.is_symlink() and target.stat().st_size == plain.stat().st_size
+    os.mkfifo(pipe)
+    read: list[bytes] = []
+    reader = threading.Thread(target=lambda: read.append(pipe.read_bytes()))
+    reader.start()
+    export_runs(full, form, pipe)
+    reader.join(timeout=20)
+    assert pipe.is_fifo() and len(read[0]) > 100
