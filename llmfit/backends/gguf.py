@@ -286,7 +286,7 @@ def _without_making(artifact: _Artifact) -> tuple[str, ...]:
 
 def _checkpoint_file(path: Path, backend: str) -> Path:
     """The .gguf file that ``path`` is, or the only one in the folder that it is."""
-    hint = f"--checkpoint {backend}=FILE with one .gguf file"
+    hint = f"--checkpoint with one .gguf file for {backend}"
     if path.is_file():
         return path
     if not path.is_dir():

@@ -267,6 +267,8 @@ def _duration(comparison: Comparison) -> tuple[str, ...]:
     told = ", ".join(f"{name} {format_number(spent)} s" for name, spent in sums.items() if spent)
     if comparison.environment.kind is not None:
         return (f"took {format_number(total)} s; rows, side by side: {told}",) if told else ()
+    if sum(sums.values()) > total:  # rows of before are gone on with
+        return (f"took {format_number(total)} s since it was gone on with; all rows: {told}",)
     overhead = f"the rest {format_number(rest)} s ({format_percent(rest / total)})"
     return (f"took {format_number(total)} s: {', '.join(filter(None, (told, overhead)))}",)
 

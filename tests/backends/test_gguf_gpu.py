@@ -89,7 +89,7 @@ def test_a_missing_checkpoint_is_told_with_the_rows_own_id(
     plan = Plan(
         backend="gguf-gpu", model=embedded, device="cuda", checkpoint=str(tmp_path / "none.gguf")
     )
-    with pytest.raises(ModelNotFound, match="--checkpoint gguf-gpu=FILE"):
+    with pytest.raises(ModelNotFound, match=r"--checkpoint with one \.gguf file for gguf-gpu"):
         GgufGpu().make(plan)
 
 

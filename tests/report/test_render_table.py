@@ -399,3 +399,14 @@ def test_the_verdict_column_goes_by_the_bounds_of_the_verdict() -> None:
     text = render(loose, "table", width=140)
     assert "loses quality" not in row_of(text, "nf4")
     assert "too slow" in row_of(text, "bf16")
+
+
+def test_what_was_gone_on_with_took_less_than_its_rows() -> None:
+    """Rows of before count to no share of this call's time; of one call they do."""
+    row = make_record("bf16", load_s=2.0, measure_s=30.0, evaluate_s=5.0)
+    whole = make_comparison([row], total_s=40.0)
+    told = "took 40.0 s: loading 2.00 s, measuring 30.0 s, scoring 5.00 s, the rest 3.00 s (7.5 %)"
+    assert told in render(whole, "table", width=120)
+    resumed = render(replace(whole, total_s=6.0), "table", width=120)
+    assert "took 6.00 s since it was gone on with; all rows: loading 2.00 s" in resumed
+    assert "the rest" not in resumed

@@ -45,6 +45,7 @@ class _Case:
     device: Device
     budget_bytes: int
     kv_cache_dtype: KvCacheDtype | None
+    ram_bytes: int | None
 
     def need_bytes(self) -> int | None:
         """Predicted peak; None where it is not known."""
@@ -70,13 +71,15 @@ def first_change(
     device: Device,
     *,
     budget_bytes: int,
+    ram_bytes: int | None = None,
     kv_cache_dtype: KvCacheDtype | None = None,
 ) -> str | None:
     """The first single change by which a row would fit, as options of the command line.
 
-    None where the row fits as it is, or its memory is not known.
+    ``ram_bytes`` is what a row on the CPU may take; None is not known. None where the row fits as
+    it is, or its memory is not known.
     """
-    case = _Case(spec, backend, workload, device, budget_bytes, kv_cache_dtype)
+    case = _Case(spec, backend, workload, device, budget_bytes, kv_cache_dtype, ram_bytes)
     need = case.need_bytes()
     if need is None or need <= budget_bytes:
         return None
@@ -150,7 +153,7 @@ def _smaller_format(case: _Case) -> str | None:
     if case.device == "cpu":
         return None
     on_cpu = replace(case, backend="gguf", device="cpu").need_bytes()
-    if on_cpu is None:
+    if on_cpu is None or (case.ram_bytes is not None and on_cpu > case.ram_bytes):
         return None
     return f"--backends gguf, on the CPU, which needs {format_bytes(on_cpu)} of RAM"
 

@@ -122,6 +122,8 @@ def _why_none(candidates: Sequence[Candidate], constraints: Constraints, *, pred
         counts = Counter(STATUS_WORDS[c.row.status] for c in candidates)
         why = ", ".join(f"{word}: {count}" for word, count in sorted(counts.items()))
         return f"No format can be recommended: none of the rows ran ({why or 'there are none'})."
+    if not left:
+        return f"No format can be recommended: none fits {budget_text(candidates, constraints)}."
     for bound, why in (
         ("device", f"none runs on the {(constraints.device or '').upper()}"),
         ("memory", f"none fits {budget_text(candidates, constraints)}"),

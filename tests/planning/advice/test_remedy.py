@@ -138,6 +138,13 @@ def test_a_gpu_too_small_for_any_format_is_told_of_the_cpu() -> None:
     assert str(said).startswith("--backends gguf, on the CPU, which needs")
 
 
+def test_the_cpu_is_no_way_out_where_its_ram_is_too_small() -> None:
+    """The same table would say that the row does not fit."""
+    rest = {"budget_bytes": 2 * GB, "ram_bytes": 3 * GB}
+    said = first_change(LLAMA, "nf4", SHORT, "cuda", **rest)
+    assert str(said).startswith("--backends offload")
+
+
 def test_on_a_cpu_smaller_types_then_the_disk() -> None:
     """5 GB of RAM hold a smaller GGUF type; 2 GB hold none, and the disk is what is left."""
     budget = need_bytes("gguf:q3_k_m", SHORT, "cpu") + 1

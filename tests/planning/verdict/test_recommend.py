@@ -564,6 +564,17 @@ def test_what_is_not_known_is_not_the_best(objective: Objective) -> None:
     assert reason_against(verdict, "nf4") == f"its {what} is not known"
 
 
+def test_predictions_that_all_are_too_large_blame_the_memory() -> None:
+    """And no device that nobody asked for."""
+    rows = [
+        replace(predicted_row(name, 40.0, 10.0), status="does_not_fit") for name in ("nf4", "awq")
+    ]
+    for device in (None, "gpu"):
+        bounds = Constraints(memory_bytes=8 * GB, device=device)  # type: ignore[arg-type]
+        (reason,) = recommend(rows, bounds).reasons
+        assert reason == "No format can be recommended: none fits 8.00 GB."
+
+
 def test_where_nothing_is_known_no_tie_is_claimed() -> None:
     """With no row scored, quality cannot choose: the fastest is taken, and that is said."""
     rows = [
