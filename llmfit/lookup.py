@@ -60,7 +60,7 @@ def _stored(record: str, keeping: Keeping) -> Recorded | None:
     from llmfit.store.store import Store
 
     run_id, _, backend = record.partition("/")
-    with Store(keeping.store) as store:
+    with Store(keeping.store, to_read=True) as store:
         if not store.history(run_ids=(run_id,)):
             server = store.server(record)
             return None if server is None else Recorded(name=record, rows=(), server=server)

@@ -64,6 +64,11 @@ def resolve(model: str | None, weights: bool = True) -> ModelSpec:
     """
     if model is None or model == EMBEDDED_NAME:
         return read_spec(data_path("embedded"), name=EMBEDDED_NAME, source="embedded")
+    if not model:
+        raise ModelNotFound(
+            "the model's name is empty.",
+            hint="a folder with config.json, or a hub id like org/name",
+        )
     folder = expanded(model)
     if folder.is_dir():
         return read_spec(folder, name=_display_name(model, folder), source="local")

@@ -115,7 +115,11 @@ def get_backend(spec: str) -> Backend:
     if not isinstance(backend, Backend):
         raise UsageError(f"what another package adds as {name!r} is no llmfit backend.")
     if variant is not None and variant not in backend.variants:
-        known = ", ".join(sorted(backend.variants)) or "none"
+        if not backend.variants:
+            raise UsageError(
+                f"{name} has no types, so {spec!r} is no format.", hint=f"{name} alone"
+            )
+        known = ", ".join(sorted(backend.variants))
         raise UsageError(f"{name} has no type {variant!r}; known are: {known}.")
     return backend
 

@@ -61,7 +61,12 @@ def add_parser(verbs: _args.Subparsers[_args.Parser]) -> None:
         epilog="examples:\n  llmfit cache clear KEY\n  llmfit cache clear --all",
     )
     clearing.set_defaults(run=run_clear)
-    clearing.add_argument("keys", nargs="*", metavar="KEY", help="a key that `cache list` shows")
+    clearing.add_argument(
+        "keys",
+        nargs="*",
+        metavar="KEY",
+        help="a key that `cache list` shows, or its beginning where no other begins so",
+    )
     clearing.add_argument("--all", action="store_true", help="remove every artifact")
     for action in (listing, clearing):
         _args.add_cache_dir(action)

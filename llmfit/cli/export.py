@@ -80,7 +80,7 @@ def run_export(args: argparse.Namespace) -> int:
     from llmfit.store.exchange import export_runs
     from llmfit.store.store import Store
 
-    with Store(args.store) as store:
+    with Store(args.store, to_read=True) as store:
         count = export_runs(store, args.format, args.out, model=args.model)
         emit(f"{_runs(count)} of {plain(store.name)} written to {plain(str(args.out))}\n")
     return 0

@@ -91,7 +91,8 @@ def run(args: argparse.Namespace) -> int:
     text = visible(result.text, keep="\n\t") if is_terminal(results()) else result.text
     emit(text + "\n")
     rate = "" if result.tokens_per_s is None else f", {format_rate(result.tokens_per_s)} tokens/s"
-    say(f"{result.new_tokens} tokens{rate} (decode), {format_seconds(result.ttft_s)} to the first")
+    tokens = "1 token" if result.new_tokens == 1 else f"{result.new_tokens} tokens{rate} (decode)"
+    say(f"{tokens}, {format_seconds(result.ttft_s)} to the first")
     return 0
 
 

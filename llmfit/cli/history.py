@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.servers:
         return _servers(args)
-    with Store(args.store) as store:
+    with Store(args.store, to_read=True) as store:
         lines = store.history(args.model, limit=args.last)
         name = plain(store.name)
     if args.format == "json":
@@ -87,7 +87,7 @@ def _servers(args: argparse.Namespace) -> int:
     from llmfit.report.server import history_line
     from llmfit.store.store import Store
 
-    with Store(args.store) as store:
+    with Store(args.store, to_read=True) as store:
         found = store.servers(args.model, limit=args.last)
         name = plain(store.name)
     if args.format == "json":

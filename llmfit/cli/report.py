@@ -124,7 +124,7 @@ def _of_store(args: argparse.Namespace) -> Report:
             flag = "--" + name.replace("_", "-")
             raise UsageError(f"{flag} means nothing without --config.", hint="drop it")
     title = "llmfit report" if args.model is None else f"llmfit report: {args.model}"
-    with Store(args.store) as store:
+    with Store(args.store, to_read=True) as store:
         report = report_of_store(
             store,
             title=title,

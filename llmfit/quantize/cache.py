@@ -202,15 +202,14 @@ class ArtifactCache:
     def clear(self, keys: Collection[str] | None = None) -> tuple[CacheEntry, ...]:
         """Remove the artifacts ``keys`` (None: all, and what crashes left); return them.
 
-        An artifact that another process is making just now is left alone. Raises UsageError for
-        a key that is not there, before anything is removed.
+        The beginning of a key stands for it where no other begins so. An artifact that another
+        process is making just now is left alone. Raises UsageError for a key that is not there,
+        before anything is removed.
         """
         entries = self.entries()
         if keys is not None:
-            unknown = sorted(set(keys) - {entry.key for entry in entries})
-            if unknown:
-                raise UsageError(f"no cached artifact {unknown[0]!r}.", hint="llmfit cache list")
-            entries = tuple(entry for entry in entries if entry.key in keys)
+            wanted = {_whole_key(key, entries) for key in keys}
+            entries = tuple(entry for entry in entries if entry.key in wanted)
         with _store_errors(self.root):
             if keys is None and self.root.is_dir():
                 self.sweep()
@@ -405,6 +404,16 @@ def _damage(folder: Path, *, read_over: bool = False) -> str | None:
         if found != files[name].get("hash"):
             return f"the content of {name} is not what was written"
     return None
+
+
+def _whole_key(given: str, entries: Collection[CacheEntry]) -> str:
+    """The key that ``given`` is, or alone begins with it. Raises UsageError."""
+    found = [entry.key for entry in entries if entry.key.startswith(given) and given]
+    if given in found or len(found) == 1:
+        return given if given in found else found[0]
+    if not found:
+        raise UsageError(f"no cached artifact {given!r}.", hint="llmfit cache list")
+    raise UsageError(f"{len(found)} cached artifacts begin with {given!r}.", hint=f"{found[0]}")
 
 
 def _entry(folder: Path, *, read_over: bool = False) -> CacheEntry:

@@ -7,13 +7,16 @@ Plan ─► torchrun ─► rank 0 … N−1 (rank.py) ─► progress and recor
 from __future__ import annotations
 
 import tempfile
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 
 from llmfit.backends.base import Progress
+from llmfit.errors import StoreError
 from llmfit.parallel.launch import Ended, run_group
+from llmfit.quantize.cache import ArtifactCache
 from llmfit.records import Plan, RunRecord, to_builtins
 from llmfit.runner.messages import decode
 
@@ -45,8 +48,8 @@ def run_shared(plan: Plan, blank: RunRecord, progress: Progress) -> RunRecord:
         found.append(record)
         return True
 
-    with tempfile.TemporaryDirectory(prefix="llmfit-group-") as name:
-        folder = Path(name)
+    with ExitStack() as stack:
+        folder = _scratch(plan, stack)
         (folder / PLAN_FILE).write_bytes(msgspec.json.encode(to_builtins(plan)))
         # transformers shares out over GPUs wherever it sees one.
         hidden = {"CUDA_VISIBLE_DEVICES": ""} if plan.device == "cpu" else {}
@@ -54,6 +57,18 @@ def run_shared(plan: Plan, blank: RunRecord, progress: Progress) -> RunRecord:
     if ended is None:
         return replace(found[0], plan=plan)
     return replace(blank, reason=_reason(ended, plan.gpus))
+
+
+def _scratch(plan: Plan, stack: ExitStack) -> Path:
+    """A folder for the group's pipes: in the cache, which is swept where this process is killed.
+
+    One of the system's where the cache cannot be written.
+    """
+    cache = ArtifactCache(Path(plan.cache_dir) if plan.cache_dir else None)
+    try:
+        return stack.enter_context(cache.scratch("group", 0))
+    except StoreError:
+        return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="llmfit-group-")))
 
 
 def _reason(ended: Ended, processes: int) -> str:

@@ -22,7 +22,7 @@ def find_measured(store_place: str | None, plan: Plan) -> Measured | None:
     """
     from llmfit.store.store import Store
 
-    with Store(store_place) as store:
+    with Store(store_place, to_read=True) as store:
         for line in store.history(plan.model.name):
             if not any(row.backend == plan.backend and row.status == "ok" for row in line.rows):
                 continue

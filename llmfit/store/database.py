@@ -5,13 +5,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+from urllib.parse import quote
 
 from sqlalchemy import Connection, Engine, create_engine, event, inspect, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.pool import StaticPool
 
 from llmfit.errors import StoreError, UsageError, first_line
 from llmfit.files import expanded
@@ -53,20 +57,32 @@ def shown(url: URL) -> str:
     return without_passwords(url.render_as_string(hide_password=True))
 
 
-def connect(place: str | Path) -> Engine:
-    """An engine on tables of this version. Raises UsageError and StoreError."""
+def connect(place: str | Path, *, to_read: bool = False) -> Engine:
+    """An engine on tables of this version. Raises UsageError and StoreError.
+
+    One ``to_read`` makes no file: of one that is not there the tables are empty, and one that
+    cannot be written is read as it is.
+    """
     url = url_of(place)
     check_reachable(str(place))
-    if _is_sqlite(url):
+    fixed = False
+    if _is_sqlite(url) and not to_read:
         _make_folder(url)
+    elif _is_sqlite(url):
+        file = Path(str(url.database))
+        fixed = file.exists() and not _writable(file)
+        if not file.exists():
+            url = URL.create("sqlite")
+        elif fixed:
+            url = _as_it_is(url)
     try:
-        engine = create_engine(url, **({} if _is_sqlite(url) else {"pool_pre_ping": True}))
+        engine = create_engine(url, **_pool(url))
     except ModuleNotFoundError as exc:
         raise StoreError(
             f"{shown(url)} needs the package psycopg.", hint='pip install "llmfit[postgresql]"'
         ) from exc
     if _is_sqlite(url):
-        _listen(engine)
+        _listen(engine, fixed=fixed)
     try:
         _migrate(engine)
     except BaseException:
@@ -79,6 +95,28 @@ def _is_sqlite(url: URL) -> bool:
     return url.get_backend_name() == "sqlite"
 
 
+def _pool(url: URL) -> dict[str, Any]:
+    if not _is_sqlite(url):
+        return {"pool_pre_ping": True}
+    return {} if url.database else {"poolclass": StaticPool}  # in memory: one connection for all
+
+
+def _writable(file: Path) -> bool:
+    """Whether SQLite can write the file and, beside it, its log."""
+    return os.access(file, os.W_OK) and os.access(file.parent, os.W_OK)
+
+
+def _as_it_is(url: URL) -> URL:
+    """The file opened for reading. Source: SQLite, URI filenames.
+
+    Without a log beside it nobody is writing, and none has to be made.
+    """
+    query = {"mode": "ro", "uri": "true"}
+    if not Path(f"{url.database}-wal").exists():
+        query["immutable"] = "1"
+    return url.set(database=f"file:{quote(str(url.database))}", query=query)
+
+
 def _make_folder(url: URL) -> None:
     folder = Path(str(url.database)).parent
     try:
@@ -89,13 +127,14 @@ def _make_folder(url: URL) -> None:
         ) from exc
 
 
-def _listen(engine: Engine) -> None:
+def _listen(engine: Engine, *, fixed: bool) -> None:
     @event.listens_for(engine, "connect")
     def _settings(connection: object, _: object) -> None:
         connection.isolation_level = None  # type: ignore[attr-defined] # BEGIN is ours, below
         cursor = connection.cursor()  # type: ignore[attr-defined]
         cursor.execute(f"PRAGMA busy_timeout = {1000 * _BUSY_S}")
-        cursor.execute("PRAGMA journal_mode = WAL")
+        if not fixed:
+            cursor.execute("PRAGMA journal_mode = WAL")
         cursor.execute("PRAGMA synchronous = FULL")  # a commit is on disk when it returns
         cursor.execute("PRAGMA foreign_keys = ON")
         cursor.close()

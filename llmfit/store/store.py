@@ -22,7 +22,7 @@ from llmfit.planning.verdict.judge import Judge
 from llmfit.records import Comparison, RunRecord
 from llmfit.serving_records import ServerBenchmark
 from llmfit.store.bodies import packed, unpacked
-from llmfit.store.database import connect, reading, shown, writing
+from llmfit.store.database import connect, reading, shown, url_of, writing
 from llmfit.store.heads import Conclusion, RowLine, RunHead, RunLine
 from llmfit.store.place import default_place, machine_name, utc_now
 from llmfit.store.schema import (
@@ -43,13 +43,16 @@ from llmfit.trend_records import NightHead, NightResult
 class Store:
     """A results store: a SQLite file, or a PostgreSQL database that machines share."""
 
-    def __init__(self, place: str | Path | None = None) -> None:
+    def __init__(self, place: str | Path | None = None, *, to_read: bool = False) -> None:
         """Open ``place``, and make its tables where they are missing.
 
-        None is the default place. Raises UsageError for an address that is none, and StoreError
-        where the database cannot be opened.
+        None is the default place. A store that is only ``to_read`` makes no file, and is empty
+        where there is none. Raises UsageError for an address that is none, and StoreError where the
+        database cannot be opened.
         """
-        self._engine = connect(default_place() if place is None else place)
+        where = default_place() if place is None else place
+        self._name = shown(url_of(where))
+        self._engine = connect(where, to_read=to_read)
 
     def __enter__(self) -> Self:
         return self
@@ -64,7 +67,7 @@ class Store:
     @property
     def name(self) -> str:
         """The place for people, without a password."""
-        return shown(self._engine.url)
+        return self._name
 
     # ------------------------------------------------------------ adding
 

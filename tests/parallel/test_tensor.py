@@ -23,6 +23,7 @@ from llmfit.models import data_path, resolve
 from llmfit.parallel.launch import run_group
 from llmfit.planning.memory import tensor_plan
 from llmfit.planning.memory.prediction import weights_bytes
+from llmfit.quantize.cache import ArtifactCache
 from llmfit.records import EvaluationSettings, ModelSpec, Plan, Workload, to_builtins
 from llmfit.runner.isolate import run_isolated
 from llmfit.runner.shared import RANK_MODULE
@@ -143,9 +144,12 @@ def test_a_rank_that_cannot_go_on_fails_the_row(odd: ModelSpec) -> None:
 
 
 @pytest.mark.slow
-def test_a_row_past_its_time_leaves_no_process(odd: ModelSpec) -> None:
-    """The worker is killed, and with it torchrun and both ranks, though in other sessions."""
-    asked = plan(odd, gpus=2, split="tensor")
+def test_a_row_past_its_time_leaves_nothing(odd: ModelSpec, tmp_path: Path) -> None:
+    """The worker is killed, and with it torchrun and both ranks, though in other sessions.
+
+    What its pipes were in is swept, as ``compare`` does after every row.
+    """
+    asked = replace(plan(odd, gpus=2, split="tensor"), cache_dir=str(tmp_path))
     endless = Workload(prompt_tokens=24, new_tokens=9, repeats=10**6)
     record = run_isolated(replace(asked, workload=endless), time_limit_s=30)
     assert record.status == "failed" and "time limit of 30 s" in str(record.reason)
@@ -153,6 +157,9 @@ def test_a_row_past_its_time_leaves_no_process(odd: ModelSpec) -> None:
     while (left := group_processes()) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert not left
+    assert len(list(tmp_path.glob(".making-group-*"))) == 1
+    ArtifactCache(tmp_path).sweep()
+    assert not list(tmp_path.glob(".making-group-*"))
 
 
 def group_processes() -> list[str]:

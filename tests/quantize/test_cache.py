@@ -297,3 +297,16 @@ def test_a_chat_template_is_part_of_the_model(cache: ArtifactCache, model: Path)
     first = cache.get_or_make("gguf", model, {}, maker).path
     template.write_text("two")
     assert cache.get_or_make("gguf", model, {}, maker).path != first
+
+
+def test_the_beginning_of_a_key_stands_for_it(cache: ArtifactCache, model: Path) -> None:
+    """A narrow terminal breaks keys; one that begins several is refused, and nothing removed."""
+    for bits in (4, 8):
+        cache.get_or_make("gptq", model, {"bits": bits}, Maker())
+    first, second = (entry.key for entry in cache.entries())
+    with pytest.raises(UsageError, match="2 cached artifacts begin with 'gptq-'"):
+        cache.clear(["gptq-"])
+    with pytest.raises(UsageError, match="no cached artifact ''"):
+        cache.clear([""])
+    assert [entry.key for entry in cache.clear([first[:-1]])] == [first]
+    assert [entry.key for entry in cache.entries()] == [second]

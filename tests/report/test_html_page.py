@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from llmfit.records import Comparison, Roofline
-from llmfit.report.html.page import render_page
+from llmfit.report.html.page import _titles, render_page
 from llmfit.testing import make_comparison, make_model, make_record, make_server
 from llmfit.trend_records import Observation, Regression, Report, Series, SeriesKey
 
@@ -109,6 +109,22 @@ def report_of(comparison: Comparison) -> Report:
         ),
         command=f"llmfit report {EVIL}",
     )
+
+
+def test_comparisons_of_one_model_have_names_of_their_own() -> None:
+    """By their workload, and where that is the same by when they began; one alone by its model."""
+    first = make_comparison([make_record("bf16", started_at="2026-01-02T03:04:05+00:00")])
+    later = make_comparison([make_record("bf16", started_at="2026-01-03T03:04:05+00:00")])
+    longer = replace(first, workload=replace(first.workload, prompt_tokens=2048))
+    name = "meta-llama/Llama-3.1-8B"
+    assert _titles([first]) == [name]
+    assert _titles([longer, first]) == [
+        f"{name} · 2048 + 128 tokens, batch 1", f"{name} · 512 + 128 tokens, batch 1",
+    ]  # fmt: skip
+    assert _titles([first, later]) == [
+        f"{name} · 512 + 128 tokens, batch 1 · 2026-01-02 03:04:05",
+        f"{name} · 512 + 128 tokens, batch 1 · 2026-01-03 03:04:05",
+    ]
 
 
 @pytest.fixture(scope="module")

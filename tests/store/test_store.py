@@ -307,3 +307,28 @@ def test_sqlite_keeps_a_log_so_that_readers_do_not_wait(tmp_path: Path) -> None:
     with engine.connect() as connection:
         assert connection.execute(text("PRAGMA journal_mode")).scalar() == "wal"
     engine.dispose()
+
+
+def test_a_store_that_is_only_read_is_not_made(tmp_path: Path) -> None:
+    """A slip in ``history --store`` leaves no folders and databases behind."""
+    place = tmp_path / "no" / "such" / "store.db"
+    with Store(place, to_read=True) as store:
+        assert store.history() == () and store.trends().rows == ()
+        assert store.name == str(place)
+    assert not (tmp_path / "no").exists()
+
+
+def test_a_store_that_cannot_be_written_can_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a read-only disk: as it is, without its log; and nothing can be added."""
+    place = tmp_path / "a store?.db"
+    with Store(place) as store:
+        store.put(head_of("a"), make_comparison(rows_of(), run_id="a"))
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    monkeypatch.setattr(database, "_writable", lambda file: False)
+    with Store(place, to_read=True) as store:
+        assert [line.run_id for line in store.history()] == ["a"]
+        with pytest.raises(StoreError, match="readonly"):
+            store.begin(head_of("b"))
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

@@ -7,6 +7,7 @@ written as ``\\u003c``, so no name can end the script that holds it.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -61,7 +62,11 @@ class Section:
 
 def render_page(report: Report) -> str:
     """The page, UTF-8 text."""
-    sections = tuple(_section(report, each, n) for n, each in enumerate(report.comparisons))
+    titles = _titles(report.comparisons)
+    sections = tuple(
+        _section(report, each, n, title)
+        for n, (each, title) in enumerate(zip(report.comparisons, titles, strict=True))
+    )
     charts = {
         f"{section.id}-chart-{index}": {"data": chart.traces, "layout": chart.layout}
         for section in sections
@@ -87,7 +92,30 @@ def render_page(report: Report) -> str:
     )
 
 
-def _section(report: Report, comparison: Comparison, number: int) -> Section:
+def _titles(comparisons: Sequence[Comparison]) -> list[str]:
+    """Of each its model; where several are of one, the workload too, and then when it began."""
+    titles = [title_of(each) for each in comparisons]
+    for more in (_workload, _start):
+        several = {title for title in titles if titles.count(title) > 1}
+        titles = [
+            f"{title} · {more(each)}" if title in several else title
+            for title, each in zip(titles, comparisons, strict=True)
+        ]
+    return titles
+
+
+def _workload(comparison: Comparison) -> str:
+    asked = comparison.workload
+    return f"{asked.prompt_tokens} + {asked.new_tokens} tokens, batch {asked.batch}"
+
+
+def _start(comparison: Comparison) -> str:
+    """To the second, UTC; of a comparison without a time its id."""
+    began = min((row.started_at for row in comparison.rows if row.started_at), default=None)
+    return plain(comparison.run_id if began is None else began[:19].replace("T", " "))
+
+
+def _section(report: Report, comparison: Comparison, number: int, title: str) -> Section:
     own = [s for s in report.series if s.points[-1].run_id == comparison.run_id]
     over_time = (
         time_chart(f"{metric_name(metric)} over time", _of(own, metric), report.regressions)
@@ -96,7 +124,7 @@ def _section(report: Report, comparison: Comparison, number: int) -> Section:
     return Section(
         id=f"run-{number}",
         comparison=comparison,
-        title=title_of(comparison),
+        title=title,
         heading=heading(comparison),
         columns=columns(comparison, detail=Detail.LEAN),
         notes=footnotes(comparison),
