@@ -17,8 +17,9 @@ from llmfit.foreign.files import check_index
 from llmfit.foreign.json import LARGEST_TABLE_BYTES, read_json
 from llmfit.network import is_offline
 
-_IGNORED = ("*/*", "consolidated*")
-"""Files that are no part of a model as transformers reads it: in folders, or by Mistral's names."""
+_IGNORED = ("[!.]*/*", "consolidated*")
+"""Files that are no part of a model as transformers reads it: in folders, or by Mistral's names.
+A list that leads out of the model's folder is left for the hub's client to refuse."""
 WEIGHT_SUFFIXES = frozenset({".safetensors", ".bin", ".pt", ".pth", ".gguf"})
 """Of files that hold weights."""
 _QUIET = 6

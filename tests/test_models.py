@@ -21,7 +21,9 @@ import pytest
 
 from llmfit.errors import ModelLoadError, ModelNotFound
 from llmfit.foreign.files import weight_files
+from llmfit.hub import _IGNORED
 from llmfit.models import (
+    _WEIGHT_FILES,
     UNTOLD_CONTEXT_TOKENS,
     config_of,
     count_parameters,
@@ -395,3 +397,16 @@ def test_weights_that_are_there_twice_count_once(tmp_path: Path) -> None:
     other.mkdir()
     (other / "consolidated.safetensors").symlink_to(whole)
     assert [file.name for file in weight_files(other)] == ["consolidated.safetensors"]
+
+
+def test_of_a_repository_only_what_transformers_reads_is_fetched() -> None:
+    """No exports in folders, no weights once more; a path that leads outside is not passed over."""
+    from huggingface_hub.utils import filter_repo_objects
+
+    names = [
+        "config.json", "model-1.safetensors", "tokenizer.model", "chat_template.jinja",
+        "consolidated.safetensors", "onnx/model.json", "original/w.safetensors", "README.md",
+        "../../planted.json",
+    ]  # fmt: skip
+    found = filter_repo_objects(names, allow_patterns=_WEIGHT_FILES, ignore_patterns=_IGNORED)
+    assert set(found) == {*names[:4], "../../planted.json"}

@@ -157,9 +157,10 @@ def check_index(file: Path, index: Mapping[str, Any], *, ending: str = ".safeten
     A shard of another kind would be read as a pickle.
     """
     shards = index.get("weight_map")
-    if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
+    names = shards.values() if isinstance(shards, dict) else ()
+    if not names or not all(isinstance(name, str) for name in names):
         raise ModelLoadError(f"{file} is damaged: it has no weight_map of file names.")
-    for name in set(shards.values()):
+    for name in set(names):
         said = f"{file} names the shard {shortened(name)}"
         inside = name not in ("", ".", "..") and "\0" not in name and len(name) < 256
         if not inside or any(kind(name).name != name for kind in (PurePosixPath, PureWindowsPath)):

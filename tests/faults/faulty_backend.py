@@ -169,6 +169,8 @@ class Model(FakeModel):
 
 
 class Faulty(FakeBackend):
+    calibrated = True
+
     def prepare(self, plan):
         mark(f"{self.id}.{os.getpid()}.pid")
         if self.id == "faulty_wait_import":

@@ -43,10 +43,11 @@ def _tensor_shapes(folder: Path) -> None:
     """llmfit's own reading; what passes is read by the library too, or refused in its words."""
     from safetensors import SafetensorError, safe_open
 
+    from llmfit.foreign.files import weight_files
     from llmfit.models import tensor_shapes
 
     shapes = tensor_shapes(folder)
-    for file in folder.glob("*.safetensors"):
+    for file in weight_files(folder):
         with suppress(SafetensorError), safe_open(file, "numpy") as opened:  # e.g. unused bytes
             assert set(opened.keys()) <= set(shapes)
 

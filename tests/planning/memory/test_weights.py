@@ -97,6 +97,10 @@ def test_weights_are_what_the_backend_holds(small: ModelSpec, backend: str) -> N
         with pytest.raises(ModelLoadError, match="Linear8bitLt cannot run this model"):
             get_backend(backend).load(plan)
         return
+    if backend in ("int8wo", "hqq") and small.model_type == "gpt2":  # its layers are Conv1D
+        with pytest.raises(ModelLoadError, match=f"nothing of .* is quantised by {backend}"):
+            get_backend(backend).load(plan)
+        return
     try:
         loaded = get_backend(backend).load(plan)
     except QuantizationError:
