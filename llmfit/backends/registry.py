@@ -116,7 +116,9 @@ def get_backend(spec: str) -> Backend:
         raise UsageError(f"what another package adds as {name!r} is no llmfit backend.")
     if variant is not None and variant not in backend.variants:
         if not backend.variants:
-            raise UsageError(f"{name} has no type {variant!r}, nor any other.", hint=f"{name} alone")
+            raise UsageError(
+                f"{name} has no type {variant!r}, nor any other.", hint=f"{name} alone"
+            )
         known = ", ".join(sorted(backend.variants))
         raise UsageError(f"{name} has no type {variant!r}; known are: {known}.")
     return backend
