@@ -98,6 +98,8 @@ def plan(
     Own records under ``runs_dir`` calibrate the speeds. Raises UsageError or ModelNotFound.
     """
     check_gpus(gpus)
+    if device not in (None, "auto", "cpu", "cuda"):
+        raise UsageError(f"unknown device {device!r}; known are auto, cpu, cuda.")
     spec = resolve(model, weights=False)
     chosen = chosen_backends(backends, spec)
     work, notes = (

@@ -214,3 +214,9 @@ def test_planning_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_device_that_is_none_is_refused() -> None:
+    """As by ``compare``, which would run it."""
+    with pytest.raises(UsageError, match="unknown device 'tpu'; known are auto, cpu, cuda"):
+        llmfit.plan(LLAMA, device="tpu")

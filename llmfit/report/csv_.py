@@ -79,8 +79,11 @@ def _flat(comparison: Comparison, row: RunRecord) -> dict[str, Value]:
 
 def _memory(row: RunRecord) -> dict[str, Value]:
     memory = row.memory
+    parts = memory.predicted if memory else None
     return {
         "memory_predicted_bytes": memory.predicted_bytes if memory else None,
+        # Within it, and neither in the peak nor in the error.
+        "memory_predicted_runtime_bytes": parts.runtime_bytes if parts else None,
         "memory_peak_bytes": memory.peak_bytes if memory else None,
         "memory_error_pct": memory.error_pct if memory else None,
         "memory_peak_ram_bytes": memory.peak_ram_bytes if memory else None,

@@ -9,7 +9,7 @@ from io import StringIO
 
 import pytest
 
-from llmfit.records import Comparison, TaskMetric, TaskResult, from_json
+from llmfit.records import Comparison, MemoryPrediction, TaskMetric, TaskResult, from_json
 from llmfit.report import render
 from llmfit.report._text import in_markdown
 from llmfit.testing import make_comparison, make_model, make_record
@@ -49,6 +49,26 @@ def test_csv_keeps_full_precision_and_reads_back() -> None:
     assert float(lines[0]["hellaswag_acc_norm"]) == 0.8
     assert lines[0]["kl_divergence"] == "" and lines[0]["reason"] == ""
     assert lines[0]["pick"] == "true"
+
+
+def test_csv_tells_what_of_a_prediction_the_peak_does_not_count() -> None:
+    """Interpreter and libraries: with them left out the columns say the error that is told."""
+    row = make_record("nf4", peak_gb=8)
+    parts = MemoryPrediction(
+        weights_bytes=7 * 10**9, kv_cache_bytes=10**9, activation_bytes=10**8,
+        runtime_bytes=5 * 10**8, total_bytes=86 * 10**8,
+    )  # fmt: skip
+    assert row.memory is not None
+    memory = replace(
+        row.memory, predicted=parts, predicted_bytes=parts.total_bytes, error_pct=100 / 80
+    )
+    (line,) = csv.DictReader(
+        StringIO(render(make_comparison([replace(row, memory=memory)]), "csv"))
+    )
+    names = ("memory_predicted_bytes", "memory_predicted_runtime_bytes", "memory_peak_bytes")
+    predicted, runtime, peak = (int(line[name]) for name in names)
+    error = 100 * (predicted - runtime - peak) / peak
+    assert error == pytest.approx(float(line["memory_error_pct"]))
 
 
 def test_csv_has_intervals_differences_and_every_metric() -> None:
