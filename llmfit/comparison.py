@@ -27,7 +27,7 @@ from llmfit.keeping import Keeping
 from llmfit.measure import settle_workload
 from llmfit.models import resolve, why_no_weights
 from llmfit.network import is_offline
-from llmfit.planner import Machine, check_gpus, find_machine, predict_row
+from llmfit.planner import Machine, check_device, check_gpus, find_machine, predict_row
 from llmfit.planning.comparing.differences import REFERENCE
 from llmfit.planning.memory.kv_cache import is_llama_cpp
 from llmfit.planning.memory.split import predict_plan
@@ -276,8 +276,7 @@ def _checkpoint_place(place: str) -> str:
 
 def _check_device(asked: str | None, gpus: int) -> None:
     """Raise UsageError for what no machine could be asked for."""
-    if asked not in (None, "auto", "cpu", "cuda"):
-        raise UsageError(f"unknown device {asked!r}; known are auto, cpu, cuda.")
+    check_device(asked)
     if asked == "cpu":
         _require_gpus(gpus, 0)
 

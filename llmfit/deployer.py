@@ -22,7 +22,7 @@ from llmfit.backends.registry import get_backend, split_id
 from llmfit.decode.base import GREEDY, Decoder, Sampling
 from llmfit.device.cpu import set_threads
 from llmfit.device.execution import Marks, pick_device
-from llmfit.device.limits import cap_gpu_memory, lift_gpu_cap
+from llmfit.device.limits import cap_gpu_memory, lift_gpu_caps
 from llmfit.device.memory import free_bytes, freed_tensors_returned
 from llmfit.errors import DoesNotFit, LlmfitError, TaskUnavailable, UsageError
 from llmfit.foreign.code import modules_run
@@ -155,13 +155,11 @@ class Deployer:
         notes = self._get_files()
         if "torch" in {package.module for package in self._backend.packages}:
             set_threads(self.plan.threads)
-        if self.plan.device == "cuda":
+        lift_gpu_caps()
+        if self.plan.device == "cuda" and self.plan.budget_bytes is not None:
             # Of a tensor split each process has one GPU.
             gpus = self.plan.gpus if self.plan.split == "balanced" else 1
-            if self.plan.budget_bytes is not None:
-                cap_gpu_memory(self.plan.budget_bytes, gpus)
-            else:
-                lift_gpu_cap(gpus)
+            cap_gpu_memory(self.plan.budget_bytes, gpus)
         started = time.perf_counter()
         with freed_tensors_returned():
             loaded = self._loaded = self._backend.load(self.plan, progress)

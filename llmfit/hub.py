@@ -13,8 +13,7 @@ from pathlib import Path
 
 from llmfit.child import Message, converse, ending
 from llmfit.errors import ModelLoadError, ModelNotFound, StoreError
-from llmfit.foreign.files import check_index
-from llmfit.foreign.json import LARGEST_TABLE_BYTES, read_json
+from llmfit.foreign.files import weight_files
 from llmfit.network import is_offline
 
 _IGNORED = ("[!.]*/*", "consolidated*")
@@ -90,8 +89,7 @@ def cached_folder(model: str, patterns: Sequence[str]) -> Path | None:
         return None
     folder = Path(found)
     try:
-        for index in folder.glob("*.safetensors.index.json"):
-            check_index(index, read_json(index, largest=LARGEST_TABLE_BYTES))
+        weight_files(folder)
     except ModelLoadError:  # a shard is missing
         return None
     whole = any(path.suffix in WEIGHT_SUFFIXES for path in folder.iterdir())

@@ -98,8 +98,7 @@ def plan(
     Own records under ``runs_dir`` calibrate the speeds. Raises UsageError or ModelNotFound.
     """
     check_gpus(gpus)
-    if device not in (None, "auto", "cpu", "cuda"):
-        raise UsageError(f"unknown device {device!r}; known are auto, cpu, cuda.")
+    check_device(device)
     spec = resolve(model, weights=False)
     chosen = chosen_backends(backends, spec)
     work, notes = (
@@ -229,6 +228,12 @@ def predict_row(
         reason=reason,
         notes=_row_notes(spec, backend, workload, place),
     )
+
+
+def check_device(asked: str | None) -> None:
+    """Raise UsageError for a kind of device that there is not."""
+    if asked not in (None, "auto", "cpu", "cuda"):
+        raise UsageError(f"unknown device {asked!r}; known are auto, cpu, cuda.")
 
 
 def check_gpus(gpus: int) -> None:

@@ -10,6 +10,9 @@ from llmfit.errors import DoesNotFit
 from llmfit.planning.memory.prediction import CUDA_RUNTIME_BYTES
 from llmfit.units import format_bytes
 
+_CAPPED: set[int] = set()
+"""GPUs whose memory is capped here."""
+
 
 def limit_private_memory(limit_bytes: int | None) -> bool:
     """Let the system refuse this process more private writable memory; None lifts the limit.
@@ -43,15 +46,15 @@ def cap_gpu_memory(budget_bytes: int, gpus: int = 1) -> None:
             room = gpu_room_bytes(budget_bytes)
             total = torch.cuda.get_device_properties(gpu).total_memory
             torch.cuda.set_per_process_memory_fraction(min(1.0, room / total), gpu)
+            _CAPPED.add(gpu)
 
 
-def lift_gpu_cap(gpus: int = 1) -> None:
-    """Undo ``cap_gpu_memory``, which outlives the model that it was for."""
-    torch = sys.modules.get("torch")
-    if torch is None or not torch.cuda.is_initialized():  # then there is no cap, and no context yet
-        return
-    for gpu in range(gpus) if gpus > 1 else (torch.cuda.current_device(),):
-        torch.cuda.set_per_process_memory_fraction(1.0, gpu)
+def lift_gpu_caps() -> None:
+    """Undo ``cap_gpu_memory``, which outlives the model that it was for; a user's own cap stays."""
+    while _CAPPED:
+        import torch
+
+        torch.cuda.set_per_process_memory_fraction(1.0, _CAPPED.pop())
 
 
 def gpu_room_bytes(budget_bytes: int | None) -> int:

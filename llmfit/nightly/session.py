@@ -89,6 +89,12 @@ def run_night(
         )
         cells = night.run(watch)
         runs = [cell.run_id for cell in cells if cell.run_id is not None]
+        notes += tuple(
+            f"{cell.name}: measured anew, as rows of {night.begun[cell.name]}, which was "
+            "interrupted, would not compare with new ones"
+            for cell in cells
+            if cell.run_id is not None and night.begun.get(cell.name, cell.run_id) != cell.run_id
+        )
         result = NightResult(
             session_id=head.session_id,
             title=head.title,

@@ -413,7 +413,7 @@ def _whole_key(given: str, entries: Collection[CacheEntry]) -> str:
         return given if given in found else found[0]
     if not found:
         raise UsageError(f"no cached artifact {given!r}.", hint="llmfit cache list")
-    raise UsageError(f"{len(found)} cached artifacts begin with {given!r}.", hint=f"{found[0]}")
+    raise UsageError(f"{len(found)} cached artifacts begin with {given!r}.", hint=found[0])
 
 
 def _entry(folder: Path, *, read_over: bool = False) -> CacheEntry:

@@ -41,7 +41,7 @@ FILE_TYPES: Mapping[str, int] = {
 }
 """The types that need no importance matrix. Source: llama.cpp's enum llama_ftype."""
 
-CONVERTER_VERSION = 2
+CONVERTER_VERSION = 3
 """Part of the cache's key: raised when the same model would give another file."""
 
 _FILE = "model.gguf"

@@ -153,6 +153,7 @@ def test_what_an_upgrade_interrupted_is_measured_anew(
     count = Count()
     result = run(night(), tmp_path, count)
     assert result.complete and count.ran == ["slowpoke", "slowpoke2"]
+    assert "measured anew, as rows of" in result.notes[1]
     with Store(night().store) as store:
         new, old = store.history()
     assert (new.ended, old.ended) == (True, False)
